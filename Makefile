@@ -1,0 +1,55 @@
+PYTHON ?= python3
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+# One environment, two stages of it. A stamp is renewed when what it was made from changes.
+VENV_STAMP := $(VENV)/.made
+DEMO_STAMP := $(VENV)/.installed-demo
+TEST_STAMP := $(VENV)/.installed-test
+
+.PHONY: help demo test test-slow lint clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo       train the example on handwritten digits"
+	@echo "make test       run the tests"
+	@echo "make test-slow  run the slow tests only"
+	@echo "make lint       check style and types"
+	@echo "make clean      remove the environment and all caches"
+	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
+
+demo: $(DEMO_STAMP)
+	$(RUN) examples/digits.py
+
+test: $(TEST_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest
+
+test-slow: $(TEST_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --timeout 1800
+
+lint: $(TEST_STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV_STAMP):
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
+	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(DEMO_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	$(INSTALL) ".[examples]"
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	$(INSTALL) ".[dev,examples]"
+	@touch $@ $(DEMO_STAMP)

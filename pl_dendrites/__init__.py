@@ -1,0 +1,35 @@
+"""Artificial dendrites for any network that PyTorch Lightning trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pl_dendrites.core import DendriticNetwork, attach, detach, restore_structure
+
+if TYPE_CHECKING:
+    from pl_dendrites.callback import DendriteCallback
+    from pl_dendrites.checkpoint import load_from_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DendriteCallback",
+    "DendriticNetwork",
+    "attach",
+    "detach",
+    "load_from_checkpoint",
+    "restore_structure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that the core can be used where Lightning is not installed.
+    if name == "DendriteCallback":
+        from pl_dendrites.callback import DendriteCallback
+
+        return DendriteCallback
+    if name == "load_from_checkpoint":
+        from pl_dendrites.checkpoint import load_from_checkpoint
+
+        return load_from_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

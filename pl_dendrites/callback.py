@@ -1,0 +1,485 @@
+"""The Lightning callback: hooks in, the core's work and log lines out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from pl_dendrites import host
+from pl_dendrites.arguments import check_at_least, check_one_of, check_patterns
+from pl_dendrites.checkpoint import BestModel, model_weights
+from pl_dendrites.core.functional import ACTIVATIONS
+from pl_dendrites.core.network import DendriticNetwork, grow_on_load
+from pl_dendrites.core.phases import Decision, PhaseMachine
+from pl_dendrites.correlation import CorrelationPhase
+from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count, summary_table
+
+__all__ = ["DendriteCallback"]
+
+_STATE_FORMAT = 1
+_CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
+
+
+class DendriteCallback(pl.Callback):
+    """Grows dendrites on a model while a Trainer fits it.
+
+    Training runs as usual until the monitored score stops improving. Then the best weights come back, the network is
+    frozen, and a pool of candidates for every neuron learns to correlate with that neuron's remaining error. The best
+    candidate of each neuron becomes a dendrite, the network trains again with the new signal, and the set is kept if
+    the score got better. When sets no longer help, training stops, and the model is the best one found.
+
+    Args:
+        monitor: the metric that decides, as logged by the model.
+        mode: whether a good score is small or large.
+        targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that receive
+            dendrites; ``None``: every Linear and convolution that can.
+        exclude: the same, taken out of ``targets``.
+        max_dendrites: most dendrites per neuron.
+        candidates: candidates that compete for each neuron's next dendrite.
+        activation: of the dendrites: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        patience: a base phase ends after so many validations without improvement.
+        min_delta: smallest change of the score that counts as improvement.
+        min_delta_mode: ``"abs"``, or ``"rel"``: as a share of the score to beat.
+        base_epochs: fixed length of a base phase in epochs, instead of ``patience``.
+        correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose ...
+        correlation_min_delta: ... by this share.
+        max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
+        max_tries: new sets tried after one that did not help, before training stops.
+        optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
+        restart: start each base phase with optimizers and schedulers as they were when the fit began.
+        dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network
+            is held in memory and in the callback's state in any case.
+        verbose: one log line per event, with its reason.
+
+    Attributes:
+        network: the :class:`~pl_dendrites.core.DendriticNetwork`, once a fit began.
+        history: a dict of plain values for every finished phase.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        MisconfigurationException: at the start of a fit that cannot grow dendrites; says why and what to do.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Regressor(BoringModel):
+        ...     def validation_step(self, batch, batch_idx):
+        ...         self.log("val_loss", self.step(batch))
+        >>> dendrites = DendriteCallback("val_loss", base_epochs=1, max_correlation_epochs=1, max_dendrites=1)
+        >>> trainer = L.Trainer(
+        ...     callbacks=[dendrites],
+        ...     max_epochs=3,
+        ...     limit_train_batches=2,
+        ...     limit_val_batches=2,
+        ...     logger=False,
+        ...     enable_checkpointing=False,
+        ...     enable_progress_bar=False,
+        ...     enable_model_summary=False,
+        ... )
+        >>> trainer.fit(Regressor())
+        >>> [record["phase"] for record in dendrites.history]
+        ['base', 'correlation', 'base']
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"] = "min",
+        *,
+        targets: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        max_dendrites: int = 5,
+        candidates: int = 4,
+        activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        min_delta_mode: Literal["abs", "rel"] = "abs",
+        base_epochs: int | None = None,
+        correlation_patience: int = 5,
+        correlation_min_delta: float = 0.05,
+        max_correlation_epochs: int = 40,
+        max_tries: int = 1,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        restart: bool = True,
+        dirpath: str | Path | None = None,
+        verbose: bool = True,
+    ) -> None:
+        check_one_of("mode", mode, ("min", "max"))
+        check_one_of("min_delta_mode", min_delta_mode, ("abs", "rel"))
+        check_one_of("activation", activation, ACTIVATIONS)
+        check_patterns("targets", () if targets is None else targets)
+        check_patterns("exclude", exclude)
+        check_at_least("max_dendrites", max_dendrites, 0)
+        check_at_least("candidates", candidates, 1)
+        check_at_least("patience", patience, 1)
+        check_at_least("min_delta", min_delta, 0.0)
+        check_at_least("base_epochs", 1 if base_epochs is None else base_epochs, 1)
+        check_at_least("correlation_patience", correlation_patience, 1)
+        check_at_least("correlation_min_delta", correlation_min_delta, 0.0)
+        check_at_least("max_correlation_epochs", max_correlation_epochs, 1)
+        check_at_least("max_tries", max_tries, 0)
+        self.monitor = monitor
+        self.mode: Literal["min", "max"] = mode
+        self.history: list[dict[str, Any]] = []
+        self.network: DendriticNetwork | None = None
+        self._targets, self._exclude, self._activation = targets, exclude, activation
+        self._pool, self._max_dendrites = candidates, max_dendrites
+        self._correlation_min_delta = correlation_min_delta
+        self._make_optimizer = optimizer
+        self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
+        self._machine_settings: dict[str, Any] = {
+            "mode": mode,
+            "max_dendrites": max_dendrites,
+            "patience": patience,
+            "min_delta": min_delta,
+            "min_delta_mode": min_delta_mode,
+            "base_epochs": base_epochs,
+            "correlation_patience": correlation_patience,
+            "max_correlation_epochs": max_correlation_epochs,
+            "max_tries": max_tries,
+        }
+        self._stage = ""
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.history = []
+        self._machine = PhaseMachine(**self._machine_settings)
+        self._best = BestModel(self._dirpath)
+        self._resumed: dict[str, Any] | None = None
+        self._interrupted: dict[str, Any] | None = None
+        self._optimizer_parameters: list[list[list[str]]] = []
+        self._fitting = False
+        self._initial: host.InitialOptimizers | None = None
+        self._correlation: CorrelationPhase | None = None
+        self._score_hook: Literal["validation", "train"] | None = None
+        self._validated = False
+        self._scored_step = self._ended_step = -1
+        self._seed = 0
+
+    @property
+    def phase(self) -> Literal["base", "correlation"]:
+        """The phase that is running."""
+        return self._machine.phase
+
+    @property
+    def cycle(self) -> int:
+        """0 in the first base phase; each correlation phase starts the next."""
+        return self._machine.cycle
+
+    @property
+    def num_dendrites(self) -> int:
+        """Dendrites per neuron, of the layers that have most."""
+        return 0 if self.network is None else self.network.num_dendrites
+
+    @property
+    def best_model_score(self) -> float | None:
+        """Score of the best network so far."""
+        return self._machine.best
+
+    @property
+    def best_model_path(self) -> str:
+        """Path of ``best.ckpt``; empty where none was written."""
+        return self._best.path
+
+    @property
+    def stop_reason(self) -> str:
+        """Why growth is over; empty while it is not."""
+        return self._machine.stop_reason
+
+    def summary(self) -> str:
+        """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
+        return summary_table(self.history)
+
+    # -- the fit begins and ends ----------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let checkpoints of grown models load; refuse what cannot work."""
+        grow_on_load(pl_module)
+        self._stage = str(getattr(stage, "value", stage))
+        if self._stage == "fit":
+            self._start_anew()
+            host.refuse_unsupported(trainer, pl_module, self.monitor)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
+        host.refuse_optimizers(trainer)
+        self._seed = torch.initial_seed() % 2**31
+        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
+        self.network = network
+        for name, reason in network.skipped.items():
+            self._say(f"'{name}' gets no dendrites: {reason}")
+        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
+        # had dendrites before hold the same.
+        host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
+        self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
+        self._initial = host.InitialOptimizers(trainer)
+        if self._resumed is not None:
+            self._machine.load_state_dict(self._resumed["machine"])
+            self._seed = self._resumed["seed"]
+            host.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
+        self._fitting = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on in the phase that a checkpoint was saved in."""
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and resumed["correlation"] is not None:
+            self._start_candidates(trainer, resumed["correlation"]["trainable"]).load_state_dict(resumed["correlation"])
+        if self.stop_reason:
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the best network in the model. Only now, when no callback can save it under another's score."""
+        self._finish(trainer, pl_module, self.stop_reason or "training ended")
+        if self.num_dendrites == 0 and self._max_dendrites > 0:
+            tried = max((record["cycle"] for record in self.history), default=0)
+            rank_zero_warn(
+                f"DendriteCallback: the model has no dendrites. {tried} sets were tried; the last phase ended because:"
+                f" {self.history[-1]['reason']}."
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Undo whatever is still in place."""
+        self._let_go()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
+        if not self._fitting:
+            return
+        self._interrupted = {
+            "callback": self.state_dict(),
+            "weights": model_weights(pl_module),
+            "optimizer_parameters": host.parameter_names(trainer.optimizers, pl_module),
+        }
+        self._finish(trainer, pl_module, self.stop_reason or f"interrupted by {type(exception).__name__}")
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Carry out what was decided. Only here, so that no checkpoint holds a changed model under an old score."""
+        pending = self._machine.pending
+        if pending is not None and pending.kind == "correlate":
+            self._begin_correlation(trainer, pl_module, pending)
+        elif pending is not None:
+            self._begin_base(trainer, pending)
+        elif self.phase == "correlation" and batch_idx == 0:
+            assert self.network is not None
+            self.network.reset_correlations()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Step the candidates whenever the model's optimizer would have stepped."""
+        if self._correlation is not None:
+            self._correlation.end_batch(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score the network, if the metric comes from validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validated = True
+        if self._score_hook != "train" and self.monitor in trainer.callback_metrics:
+            self._score_hook = "validation"
+            self._score(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score the network, if the metric comes from training; count the epoch; log."""
+        if self._ended_step == trainer.global_step:
+            return  # a checkpoint from a validation makes Lightning end that epoch again
+        self._ended_step = trainer.global_step
+        assert self.network is not None
+        if self._score_hook is None:
+            self._find_monitor(trainer)
+        if self._score_hook == "train":
+            self._score(trainer, pl_module)
+        rose = self.phase == "correlation" and self.network.correlation_rose(self._correlation_min_delta)
+        self._act_on(trainer, pl_module, self._machine.end_epoch(rose))
+        log_scalars(
+            trainer,
+            phase=self.phase,
+            dendrites=self.num_dendrites,
+            parameters=parameter_count(pl_module),
+            best_score=self.best_model_score,
+            correlations=correlation_figures(self.network.correlations()),
+        )
+
+    def _find_monitor(self, trainer: pl.Trainer) -> None:
+        if self.monitor in trainer.callback_metrics:
+            self._score_hook = "train"
+        elif self._validated or not trainer.enable_validation:
+            raise MisconfigurationException(
+                f"DendriteCallback(monitor={self.monitor!r}): no such metric was logged by the end of an epoch. Logged"
+                f" are: {sorted(trainer.callback_metrics)}. A metric of training must be logged in `training_step`."
+            )
+
+    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._scored_step == trainer.global_step:
+            return
+        self._scored_step = trainer.global_step
+        self._act_on(trainer, pl_module, self._machine.step(float(trainer.callback_metrics[self.monitor])))
+
+    def _act_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
+        if decision.is_best:
+            self._best.keep(trainer, pl_module)
+        if decision.kind == "stop":
+            self._stop(trainer)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        self._say(f"growth ends: {self.stop_reason}")
+        trainer.should_stop = True
+
+    # -- phases ---------------------------------------------------------------------------------------------------
+
+    def _begin_correlation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
+        self._record(decision.reason)
+        with self._optimizers_follow(trainer):
+            self._best.restore(pl_module)
+        self._machine.commit()
+        self._start_candidates(trainer)
+        self._say(f"correlation phase of cycle {self.cycle}, {self._pool} candidates per neuron: {decision.reason}")
+
+    def _start_candidates(self, trainer: pl.Trainer, trainable: Sequence[str] | None = None) -> CorrelationPhase:
+        assert self.network is not None
+        self._correlation = CorrelationPhase(
+            trainer,
+            self.network,
+            pool=self._pool,
+            seed=self._seed + self.cycle,
+            optimizer=self._make_optimizer,
+            trainable=trainable,
+        )
+        return self._correlation
+
+    def _begin_base(self, trainer: pl.Trainer, decision: Decision) -> None:
+        assert self.network is not None
+        self._record(decision.reason)
+        watched = set(self.network.candidates)
+        with self._optimizers_follow(trainer):
+            taken = self.network.integrate()
+        self._let_go()
+        for name in sorted(watched - set(taken)):
+            rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
+        if not taken:
+            self._machine.stop("no target layer ever had an error")
+            self._stop(trainer)
+            return
+        self._machine.commit()
+        if self._restart:
+            assert self._initial is not None
+            self._initial.restore()
+        self._say(f"base phase of cycle {self.cycle}, {self.num_dendrites} dendrites per neuron: {decision.reason}")
+
+    @contextmanager
+    def _optimizers_follow(self, trainer: pl.Trainer) -> Iterator[None]:
+        assert self.network is not None
+        before = [weight for weight, _ in self.network.output_weights()]
+        yield
+        after = list(self.network.output_weights())
+        stay = {id(weight) for weight, _ in after}
+        host.adopt_parameters(trainer.optimizers, [weight for weight in before if id(weight) not in stay], after)
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
+        self._record(reason)
+        self._let_go()
+        with self._optimizers_follow(trainer):
+            self._best.restore(pl_module)
+        self._machine.wind_up()
+        self._fitting = False
+
+    def _let_go(self) -> None:
+        if self._correlation is not None:
+            self._correlation.end()
+            self._correlation = None
+
+    # -- records --------------------------------------------------------------------------------------------------
+
+    def _record(self, reason: str) -> None:
+        machine = self._machine
+        assert self.network is not None
+        trial = self.phase == "base" and self.cycle > 0
+        record = {
+            "cycle": self.cycle,
+            "phase": self.phase,
+            "dendrites": self.num_dendrites,
+            "parameters": parameter_count(self.network.model),
+            "epochs": machine.epochs,
+            "score": machine.phase_best if self.phase == "base" else None,
+            "best_score": machine.best,
+            "accepted": not machine.on_trial if trial else None,
+            "correlation": correlation_figures(self.network.correlations()),
+            "reason": reason,
+        }
+        self.history.append(record)
+
+    def _say(self, message: str) -> None:
+        if self._verbose:
+            rank_zero_info(f"DendriteCallback: {message}")
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as tensors and plain values."""
+        if self._interrupted is not None:
+            return dict(self._interrupted["callback"])
+        return {
+            "format": _STATE_FORMAT,
+            "machine": self._machine.state_dict(),
+            "history": [dict(record) for record in self.history],
+            "best": self._best.state_dict(),
+            "seed": self._seed,
+            "score_hook": self._score_hook,
+            "scored_step": self._scored_step,
+            "ended_step": self._ended_step,
+            "correlation": None if self._correlation is None else self._correlation.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up a saved state; what belongs to the network follows when the fit starts.
+
+        Raises:
+            MisconfigurationException: if the state was written in a format that this version does not know.
+        """
+        if self._stage not in ("", "fit"):
+            return  # trainer.test(ckpt_path=...) looks at a model; it does not rewrite what happened here
+        if state_dict.get("format") != _STATE_FORMAT:
+            raise MisconfigurationException(
+                f"the checkpoint's DendriteCallback state has format {state_dict.get('format')!r}; this version of"
+                f" pl_dendrites reads format {_STATE_FORMAT}"
+            )
+        self._resumed = dict(state_dict)
+        self._machine.load_state_dict(state_dict["machine"])
+        self.history = [dict(record) for record in state_dict["history"]]
+        self._best.load_state_dict(state_dict["best"])
+        self._seed, self._score_hook = state_dict["seed"], state_dict["score_hook"]
+        self._scored_step, self._ended_step = state_dict["scored_step"], state_dict["ended_step"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put into the checkpoint what stands aside: schedulers in a correlation phase, weights after an exception.
+
+        Optimizer state is saved by position; the names say what each position was.
+        """
+        if self._correlation is not None:
+            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
+        names = host.parameter_names(trainer.optimizers, pl_module)
+        if self._interrupted is not None:
+            checkpoint["state_dict"] = self._interrupted["weights"]
+            names = self._interrupted["optimizer_parameters"]
+        checkpoint[_CHECKPOINT_KEY] = names
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read the names that :meth:`on_save_checkpoint` wrote."""
+        self._optimizer_parameters = checkpoint.get(_CHECKPOINT_KEY, [])

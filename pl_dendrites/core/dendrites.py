@@ -1,0 +1,315 @@
+"""The dendrites and the candidates of one layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_dendrites.core.functional import (
+    ACTIVATIONS,
+    CorrelationRule,
+    Moments,
+    batch_moments,
+    cascade,
+    merge_moments,
+    pearson,
+    per_neuron,
+    split_nodes,
+    stack_nodes,
+    unstack_nodes,
+)
+from pl_dendrites.core.layers import initialise, neurons_of, node_set
+
+__all__ = ["Candidates", "Dendrites", "add_dendrites"]
+
+_SIGN_MOMENTUM = 0.95
+
+
+class Dendrites(nn.Module):
+    r"""The dendrites of one layer, hung on it as its submodule ``dendrites``.
+
+    .. math:: d_{j,c} = f\Big(V_{j,c} \cdot x + v_{j,c} + \sum_{i<j} u_{j,i,c}\, d_{i,c}\Big), \qquad
+              out_c = W_c \cdot x + b_c + \sum_j a_{j,c}\, d_{j,c}
+
+    (arXiv:2501.18018). ``V`` and ``v`` are one frozen standard layer, ``nodes``, with ``k * C`` outputs; ``u`` is the
+    frozen parameter ``links`` of shape ``(k (k - 1) / 2, C)``; ``a`` is trained with the network: ``weights``, a list
+    of ``k`` parameters of shape ``(C,)``, one for each dendrite, so that an optimizer's state of an older dendrite
+    outlives the arrival of a newer one. No gradient flows through a dendrite into its input. Without dendrites the
+    module has no entry in a state_dict, and the layer's own entries never change.
+
+    Args:
+        layer: the layer that the dendrites belong to; it is read, not kept.
+        activation: name of :math:`f`, a key of ``ACTIVATIONS``.
+
+    Attributes:
+        neurons: where the layer's neurons are.
+        activation: name of :math:`f`.
+        candidates: the pool in training, or ``None``. It is no part of the module tree.
+
+    Raises:
+        TypeError: if the layer is of no supported type.
+
+    Example:
+        >>> layer = nn.Linear(5, 3)
+        >>> dendrites = Dendrites(layer)
+        >>> dendrites.resize(layer, 2)
+        >>> [(name, tuple(p.shape)) for name, p in dendrites.named_parameters()]
+        [('links', (1, 3)), ('nodes.weight', (6, 5)), ('nodes.bias', (6,)), ('weights.0', (3,)), ('weights.1', (3,))]
+    """
+
+    nodes: nn.Module | None
+    links: nn.Parameter | None
+    candidates: Candidates | None
+
+    def __init__(self, layer: nn.Module, activation: str = "tanh") -> None:
+        super().__init__()
+        self.neurons = neurons_of(layer)
+        self.activation = activation
+        self.register_module("nodes", None)
+        self.register_parameter("links", None)
+        self.weights = nn.ParameterList()
+        self.register_buffer("activation_code", None)
+        self.set_candidates(None)
+
+    @property
+    def count(self) -> int:
+        """Dendrites per neuron, ``k``."""
+        return len(self.weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What deepcopy and pickle take along: not the candidates, for a copy of the model is a model."""
+        return {**self.__dict__, "candidates": None}
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.count} per neuron, {self.activation}"
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the dendrites' signal to a layer's output and let the candidates watch the error.
+
+        Args:
+            x: the layer's input.
+            out: the layer's output for that input, ``(*, C, *)``.
+
+        Returns:
+            The output that the next layer sees; shape and dtype of ``out``.
+        """
+        dim, x = self.neurons.dim, x.detach()
+        outputs = self._outputs(x)
+        for weight, output in zip(self.weights, outputs, strict=True):
+            out = torch.addcmul(out, per_neuron(weight, dim, out.ndim).to(out.dtype), output.to(out.dtype))
+        # Without gradients nothing is learned: validation, and the first pass of a reentrant activation checkpoint.
+        if self.candidates is not None and torch.is_grad_enabled():
+            pool = self.candidates(x, outputs)
+            out = CorrelationRule.apply(out, pool, self.candidates.observe)  # type: ignore[no-untyped-call]
+        return out
+
+    @torch.no_grad()
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        if self.nodes is None or self.links is None:
+            return []
+        potentials = split_nodes(self.nodes(x), self.count, self.neurons.groups, self.neurons.dim)
+        return cascade(potentials, self.links, ACTIVATIONS[self.activation], self.neurons.dim)
+
+    @torch.no_grad()
+    def resize(self, layer: nn.Module, count: int) -> None:
+        """Make room for ``count`` dendrites per neuron; the first of those that were there keep their values.
+
+        New ones have undefined ``nodes``, zero ``links`` and zero ``weights``: they change no output until they are
+        filled in and trained. Parameters of the output weights of dendrites that stay keep their identity.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+            count: dendrites per neuron afterwards.
+        """
+        have, keep = self.count, min(self.count, count)
+        if count == have:
+            return
+        old_nodes, old_links = self.nodes, self.links
+        self.weights = self.weights[:keep]
+        if count == 0:
+            self.nodes, self.links, self.activation_code = None, None, None
+            return
+        reference = layer.weight
+        assert isinstance(reference, Tensor)
+        place: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
+        neurons, groups = self.neurons.count, self.neurons.groups
+        self.nodes = node_set(layer, count).requires_grad_(False).train(self.training)
+        links = torch.zeros(count * (count - 1) // 2, neurons, **place)
+        if keep:
+            assert old_nodes is not None
+            assert old_links is not None
+            for name, new in self.nodes.named_parameters():
+                old = unstack_nodes(old_nodes.get_parameter(name), have, groups, 0)[:keep]
+                fresh = unstack_nodes(new, count, groups, 0)[keep:]
+                new.copy_(stack_nodes(torch.cat([old, fresh]), groups))
+            kept = keep * (keep - 1) // 2
+            links[:kept] = old_links[:kept]
+        self.links = nn.Parameter(links, requires_grad=False)
+        for _ in range(keep, count):
+            self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
+        self.activation_code = torch.tensor(list(ACTIVATIONS).index(self.activation), device=reference.device)
+
+    @torch.no_grad()
+    def integrate(self, layer: nn.Module) -> Tensor:
+        """Make the best candidate of every neuron its next dendrite and let the pool go.
+
+        The best is the one with the largest absolute Pearson correlation over the running statistics. Its output weight
+        starts at zero, so that the network's output does not change.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+
+        Returns:
+            Shape ``(C,)``: the correlation of the candidate that each neuron took.
+
+        Raises:
+            RuntimeError: if there are no candidates.
+        """
+        pool = self.candidates
+        if pool is None:
+            raise RuntimeError("there are no candidates to integrate: call start_candidates first")
+        correlation = pool.correlation()
+        best = correlation.abs().argmax(0)
+        neurons, groups = torch.arange(self.neurons.count, device=best.device), self.neurons.groups
+        have = self.count
+        self.resize(layer, have + 1)
+        assert self.nodes is not None
+        assert self.links is not None
+        for name, target in self.nodes.named_parameters():
+            nodes = unstack_nodes(target, have + 1, groups, 0).clone()
+            source = unstack_nodes(pool.nodes.get_parameter(name), pool.pool, groups, 0)
+            nodes[have] = source[best, neurons]
+            target.copy_(stack_nodes(nodes, groups))
+        if have:
+            self.links[-have:] = pool.links[best, :, neurons].T
+        self.set_candidates(None)
+        return correlation[best, neurons]
+
+    def set_candidates(self, candidates: Candidates | None) -> None:
+        """Put a pool in place, or take it away (``None``)."""
+        # Past nn.Module.__setattr__, which would make them part of the model: its parameters, checkpoints, averages.
+        self.__dict__["candidates"] = candidates
+
+
+class Candidates(nn.Module):
+    """A pool of candidates for the next dendrite of every neuron of one layer.
+
+    Args:
+        layer: the layer; it is read, not kept.
+        dendrites: its present dendrites, whose outputs the candidates see.
+        pool: candidates per neuron, ``P``.
+        generator: for the initial weights, see :func:`~pl_dendrites.core.layers.initialise`.
+
+    Attributes:
+        nodes: a standard layer with ``P * C`` outputs.
+        links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
+        pool: ``P``.
+
+    Example:
+        >>> layer = nn.Conv2d(3, 8, 3)
+        >>> pool = Candidates(layer, Dendrites(layer), pool=4)
+        >>> pool(torch.randn(2, 3, 9, 9), []).shape
+        torch.Size([4, 2, 8, 7, 7])
+    """
+
+    def __init__(
+        self, layer: nn.Module, dendrites: Dendrites, pool: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.neurons, self.activation, self.pool = dendrites.neurons, dendrites.activation, pool
+        self.nodes = node_set(layer, pool)
+        initialise(self.nodes, generator)
+        weight = self.nodes.weight
+        assert isinstance(weight, Tensor)
+        count = self.neurons.count
+        self.links = nn.Parameter(torch.zeros(pool, dendrites.count, count, device=weight.device, dtype=weight.dtype))
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        for name in Moments._fields:
+            shape = (count,) if name in ("samples", "mean_error", "square_error") else (pool, count)
+            self.register_buffer(name, torch.zeros(shape, device=weight.device, dtype=wide))
+        self.register_buffer("running_covariance", torch.zeros(pool, count, device=weight.device, dtype=wide))
+        self.register_buffer("reference", torch.zeros(count, device=weight.device, dtype=wide))
+
+    def forward(self, x: Tensor, dendrites: list[Tensor]) -> Tensor:
+        """Outputs of the pool.
+
+        Args:
+            x: the layer's input, without gradient.
+            dendrites: outputs of the ``k`` dendrites there are, each ``(*, C, *)``.
+
+        Returns:
+            Shape ``(P, *, C, *)``.
+        """
+        dim = self.neurons.dim
+        potentials = unstack_nodes(self.nodes(x), self.pool, self.neurons.groups, dim)
+        for j, output in enumerate(dendrites):
+            link = per_neuron(self.links[:, j], dim, output.ndim).to(potentials.dtype)
+            potentials = torch.addcmul(potentials, link, output.to(potentials.dtype))
+        return ACTIVATIONS[self.activation](potentials)
+
+    @torch.no_grad()
+    def observe(self, outputs: Tensor, error: Tensor) -> Tensor:
+        """Take one batch into the statistics.
+
+        Args:
+            outputs: outputs of the pool, ``(P, *, C, *)``.
+            error: gradient of the loss with respect to the layer's output, ``(*, C, *)``.
+
+        Returns:
+            The gradient of minus the covariance with respect to ``outputs``. Its sign is that of a running average of
+            the covariance (momentum 0.95), not that of one batch.
+        """
+        new, centred = batch_moments(outputs, error, self.neurons.dim)
+        for name, value in merge_moments(self.moments, new)._asdict().items():
+            getattr(self, name).copy_(value)
+        average = self.running_covariance
+        assert isinstance(average, Tensor)
+        average.lerp_(new.covariance.nan_to_num(0.0, 0.0, 0.0), 1 - _SIGN_MOMENTUM)
+        sign = per_neuron(average.sign(), self.neurons.dim, error.ndim)
+        return (-sign * centred).to(outputs.dtype)
+
+    @property
+    def moments(self) -> Moments:
+        """Statistics since the last :meth:`reset`."""
+        return Moments(*(getattr(self, name) for name in Moments._fields))
+
+    def correlation(self) -> Tensor:
+        """Pearson correlation of each candidate with its neuron's error since the last reset, ``(P, C)``."""
+        return pearson(self.moments)
+
+    def saw_error(self) -> bool:
+        """Whether any neuron of the layer had an error since the last reset: false if the layer is not used."""
+        return bool((self.moments.square_error > 0).any())
+
+    @torch.no_grad()
+    def rose(self, min_delta: float) -> bool:
+        """Whether the best correlation of any neuron rose by a share of its reference, which then moves up to it.
+
+        Args:
+            min_delta: the share.
+
+        Returns:
+            True if a neuron's best absolute correlation is above ``(1 + min_delta)`` times its reference.
+        """
+        best = self.correlation().abs().amax(0)
+        reference = self.reference
+        assert isinstance(reference, Tensor)
+        risen = best > reference * (1 + min_delta)
+        reference.copy_(torch.where(risen, best, reference))
+        return bool(risen.any())
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start a new epoch of statistics. The running sign and the reference stay."""
+        for value in self.moments:
+            value.zero_()
+
+
+def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
+    dendrites = layer.dendrites
+    assert isinstance(dendrites, Dendrites)
+    return dendrites(args[0] if args else kwargs["input"], out)  # type: ignore[no-any-return]

@@ -1,0 +1,317 @@
+"""The mathematics on tensors: the cascade, the covariance, its gradient, Pearson.
+
+No modules and no state of its own; every function here takes tensors and gives tensors. Throughout, ``C`` is the number
+of neurons of a layer, ``P`` the number of candidates in a pool and ``k`` the number of dendrites. A layer's output has
+its neurons along one dimension, named ``dim`` and counted from the end (``-1`` for a Linear, ``-3`` for a Conv2d), so
+that batched and unbatched tensors are treated alike; all other dimensions are samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "ACTIVATIONS",
+    "CorrelationRule",
+    "Moments",
+    "batch_moments",
+    "cascade",
+    "merge_moments",
+    "pearson",
+    "per_neuron",
+    "split_nodes",
+    "stack_nodes",
+    "unstack_nodes",
+]
+
+# The position of a name in this table is what a state_dict stores: append, never reorder.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+}
+
+
+def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
+    """View values of shape ``(..., C)`` so that they broadcast against an output with ``ndim`` dimensions.
+
+    Args:
+        values: shape ``(*lead, C)``.
+        dim: the neuron dimension of the output, counted from the end.
+        ndim: number of dimensions of the output.
+
+    Returns:
+        A view of shape ``(*lead, 1, ..., C, ..., 1)`` with ``len(lead) + ndim`` dimensions.
+
+    Example:
+        >>> per_neuron(torch.zeros(4, 3), dim=-3, ndim=4).shape
+        torch.Size([4, 1, 3, 1, 1])
+    """
+    *lead, neurons = values.shape
+    return values.reshape(*lead, *[1] * (ndim + dim), neurons, *[1] * (-dim - 1))
+
+
+def unstack_nodes(stacked: Tensor, count: int, groups: int, dim: int) -> Tensor:
+    """Take apart a dimension that holds ``count`` nodes for each of ``C`` neurons.
+
+    A set of nodes is one standard layer with ``count * C`` output channels. In a grouped convolution a node must see
+    the inputs of its own neuron's group, so the channels lie in the order (group, node, neuron of the group).
+
+    Args:
+        stacked: any tensor with ``count * C`` entries along ``dim``.
+        count: nodes per neuron.
+        groups: groups of the layer; 1 for a Linear.
+        dim: the dimension to take apart.
+
+    Returns:
+        The nodes in front: shape ``(count, *stacked.shape)`` with ``C`` entries along the former ``dim``; a view where
+        ``groups`` is 1.
+
+    Example:
+        >>> unstack_nodes(torch.arange(6), count=3, groups=1, dim=0)
+        tensor([[0, 1],
+                [2, 3],
+                [4, 5]])
+        >>> unstack_nodes(torch.arange(6), count=3, groups=2, dim=0)
+        tensor([[0, 3],
+                [1, 4],
+                [2, 5]])
+    """
+    dim = dim % stacked.ndim
+    neurons = stacked.shape[dim] // count
+    apart: Tensor = stacked.unflatten(dim, (groups, count, neurons // groups))
+    return apart.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
+
+
+def stack_nodes(nodes: Tensor, groups: int) -> Tensor:
+    """Undo :func:`unstack_nodes` for the leading dimension.
+
+    Args:
+        nodes: shape ``(count, C, *rest)``.
+        groups: groups of the layer.
+
+    Returns:
+        Shape ``(count * C, *rest)`` in the channel order of a set.
+
+    Example:
+        >>> weights = torch.randn(3 * 4, 5)
+        >>> torch.equal(stack_nodes(unstack_nodes(weights, 3, 2, 0), 2), weights)
+        True
+    """
+    neurons = nodes.shape[1]
+    apart: Tensor = nodes.unflatten(1, (groups, neurons // groups))
+    return apart.movedim(0, 1).flatten(0, 2)
+
+
+def split_nodes(potentials: Tensor, count: int, groups: int, dim: int) -> tuple[Tensor, ...]:
+    """The output of a set, one tensor of the layer's own output shape per node.
+
+    Args:
+        potentials: output of a set with ``count * C`` entries along ``dim``.
+        count: nodes per neuron.
+        groups: groups of the layer.
+        dim: the neuron dimension, counted from the end.
+
+    Returns:
+        ``count`` tensors with ``C`` entries along ``dim``.
+
+    Example:
+        >>> [tuple(node.shape) for node in split_nodes(torch.zeros(8, 6, 5, 5), 2, 1, -3)]
+        [(8, 3, 5, 5), (8, 3, 5, 5)]
+    """
+    return unstack_nodes(potentials, count, groups, dim).unbind(0)
+
+
+def cascade(
+    potentials: Sequence[Tensor], links: Tensor, activation: Callable[[Tensor], Tensor], dim: int
+) -> list[Tensor]:
+    r"""Outputs of the dendrites of every neuron, each of which also sees the earlier ones of its neuron.
+
+    .. math:: d_{j,c} = f\Big(z_{j,c} + \sum_{i<j} u_{j,i,c}\, d_{i,c}\Big), \qquad z_{j,c} = V_{j,c} \cdot x + v_{j,c}
+
+    This is the cascade of Fahlman & Lebiere (CMU-CS-90-100, 1990), private to one neuron as in Brenner & Itti
+    (arXiv:2501.18018).
+
+    Args:
+        potentials: ``k`` tensors of the layer's output shape, :math:`z_j`.
+        links: shape ``(k (k - 1) / 2, C)``, the rows (1,0), (2,0), (2,1), (3,0), ... of :math:`u`.
+        activation: :math:`f`.
+        dim: the neuron dimension, counted from the end.
+
+    Returns:
+        ``k`` tensors of the layer's output shape.
+
+    Example:
+        >>> first, second = cascade([torch.ones(1, 1), torch.ones(1, 1)], torch.tensor([[-1.0]]), torch.relu, -1)
+        >>> first.item(), second.item()
+        (1.0, 0.0)
+    """
+    outputs: list[Tensor] = []
+    row = 0
+    for potential in potentials:
+        total = potential
+        for earlier in outputs:
+            link = per_neuron(links[row], dim, earlier.ndim).to(earlier.dtype)
+            total = torch.addcmul(total, link, earlier)
+            row += 1
+        outputs.append(activation(total))
+    return outputs
+
+
+class Moments(NamedTuple):
+    """Means and centred sums over samples of a pool's outputs and of its neurons' errors.
+
+    Attributes:
+        samples: shape ``(C,)``, how many there were.
+        mean_output: shape ``(P, C)``.
+        mean_error: shape ``(C,)``.
+        square_output: shape ``(P, C)``, sum of squared deviations.
+        square_error: shape ``(C,)``.
+        covariance: shape ``(P, C)``, sum of products of the deviations.
+    """
+
+    samples: Tensor
+    mean_output: Tensor
+    mean_error: Tensor
+    square_output: Tensor
+    square_error: Tensor
+    covariance: Tensor
+
+
+def batch_moments(outputs: Tensor, error: Tensor, dim: int) -> tuple[Moments, Tensor]:
+    """Moments of one batch, and the centred error that is the gradient of the covariance.
+
+    A neuron whose error is not finite anywhere in the batch counts as having no samples there, so that one overflow
+    does not spoil an epoch.
+
+    Args:
+        outputs: shape ``(P, *error.shape)``, outputs of the candidates.
+        error: gradient of the loss with respect to the layer's output, ``C`` entries along ``dim``.
+        dim: the neuron dimension, counted from the end.
+
+    Returns:
+        The moments, in at least single precision, and the centred error with the shape of ``error``.
+
+    Example:
+        >>> outputs = torch.tensor([[[0.0], [1.0], [2.0]]])
+        >>> moments, centred = batch_moments(outputs, torch.tensor([[3.0], [2.0], [1.0]]), dim=-1)
+        >>> moments.covariance.item(), centred.flatten().tolist()
+        (-2.0, [1.0, 0.0, -1.0])
+    """
+    wide = torch.promote_types(error.dtype, torch.float32)
+    outputs, error = outputs.to(wide), error.to(wide)
+    dims = [d for d in range(-error.ndim, 0) if d != dim]
+    size = error.numel() // max(error.shape[dim], 1)
+    if dims:
+        mean_error = error.mean(dims)
+        variance, mean_output = torch.var_mean(outputs, dims, correction=0)
+    else:  # an unbatched Linear: its only dimension is the neurons, one sample
+        mean_error, mean_output, variance = error, outputs, torch.zeros_like(outputs)
+    finite = torch.isfinite(mean_error)
+    centred = torch.where(per_neuron(finite, dim, error.ndim), error - per_neuron(mean_error, dim, error.ndim), 0)
+    product, square = outputs * centred, centred.square()
+    moments = Moments(
+        samples=finite * float(size),
+        mean_output=mean_output,
+        mean_error=mean_error,
+        square_output=variance * size,
+        square_error=square.sum(dims) if dims else square,
+        covariance=product.sum(dims) if dims else product,
+    )
+    return moments, centred
+
+
+def merge_moments(old: Moments, new: Moments) -> Moments:
+    """Moments of the union of two sets of samples (Chan, Golub & LeVeque, 1979: no cancellation).
+
+    Args:
+        old: moments of the samples so far.
+        new: moments of the samples to add; neurons without any leave ``old`` as it is.
+
+    Returns:
+        Moments of both.
+
+    Example:
+        >>> one = Moments(*(torch.tensor([v]) for v in (1.0, 2.0, 4.0, 0.0, 0.0, 0.0)))
+        >>> two = Moments(*(torch.tensor([v]) for v in (1.0, 4.0, 0.0, 0.0, 0.0, 0.0)))
+        >>> [round(value.item(), 6) for value in merge_moments(one, two)]
+        [2.0, 3.0, 2.0, 2.0, 8.0, -4.0]
+    """
+    samples = old.samples + new.samples
+    share = torch.where(new.samples > 0, new.samples / samples, 0)
+    weight = old.samples * share
+    # A neuron without new samples may carry non-finite means: they must not reach the sums, not even times zero.
+    step_output = torch.where(new.samples > 0, new.mean_output - old.mean_output, 0)
+    step_error = torch.where(new.samples > 0, new.mean_error - old.mean_error, 0)
+    return Moments(
+        samples=samples,
+        mean_output=old.mean_output + step_output * share,
+        mean_error=old.mean_error + step_error * share,
+        square_output=old.square_output
+        + torch.where(new.samples > 0, new.square_output, 0)
+        + step_output.square() * weight,
+        square_error=old.square_error + new.square_error + step_error.square() * weight,
+        covariance=old.covariance + torch.where(new.samples > 0, new.covariance, 0) + step_output * step_error * weight,
+    )
+
+
+def pearson(moments: Moments) -> Tensor:
+    """Pearson correlation of every candidate's output with its neuron's error.
+
+    Args:
+        moments: moments over the samples.
+
+    Returns:
+        Shape ``(P, C)``, in [-1, 1]; 0 where it is undefined (no samples, no variance, not finite).
+
+    Example:
+        >>> moments, _ = batch_moments(torch.randn(2, 9, 3), torch.randn(9, 3), dim=-1)
+        >>> pearson(moments).shape
+        torch.Size([2, 3])
+    """
+    # Two roots, not the root of the product: errors of 1e-12 have squares whose product leaves single precision.
+    scale = moments.square_output.sqrt() * moments.square_error.sqrt()
+    return torch.nan_to_num(moments.covariance / scale, nan=0.0, posinf=0.0, neginf=0.0).clamp(-1, 1)
+
+
+class CorrelationRule(torch.autograd.Function):
+    r"""The correlation rule: identity for the network, covariance ascent for the candidates.
+
+    With the error :math:`E = \partial L / \partial out` a candidate :math:`D` of neuron c maximises
+
+    .. math:: S_c = \Big|\sum_p (D_{p,c} - \bar D_c)(E_{p,c} - \bar E_c)\Big|, \qquad
+              \frac{\partial S_c}{\partial D_{p,c}} = \operatorname{sign}(cov_c)\,(E_{p,c} - \bar E_c)
+
+    (Fahlman & Lebiere 1990; arXiv:2501.18018). The forward pass returns ``out`` as it is. The backward pass hands
+    :math:`E` on to ``out`` and the negative of that gradient to the candidates, so that any optimizer that descends
+    makes :math:`S` grow. Gradient accumulation, a loss scale, activation checkpointing and a layer used several times
+    need nothing special, for all of it is the ordinary backward pass. Statistics are taken there only, so a forward
+    pass that is recomputed is not counted twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, outputs: Tensor, observe: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return a copy of ``out``; see the class.
+
+        Args:
+            ctx: autograd's context.
+            out: the layer's output.
+            outputs: shape ``(P, *out.shape)``, outputs of the candidates.
+            observe: called once per backward pass with ``outputs`` and the error; returns the gradient for ``outputs``.
+        """
+        ctx.save_for_backward(outputs)
+        ctx.observe = observe
+        # A copy, for an identity that returned its input would be a view, which an nn.ReLU(inplace=True) may not touch.
+        return out.clone()
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Hand ``error`` on and give the candidates the gradient of minus their covariance."""
+        (outputs,) = ctx.saved_tensors
+        return error, ctx.observe(outputs, error), None

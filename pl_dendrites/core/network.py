@@ -1,0 +1,365 @@
+"""The dendrites of a whole model: attach, grow, detach, and structure before weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_dendrites.core.dendrites import Candidates, Dendrites, add_dendrites
+from pl_dendrites.core.freeze import Freeze
+from pl_dendrites.core.functional import ACTIVATIONS
+from pl_dendrites.core.structure import read_structure
+from pl_dendrites.core.targets import plain_name, select_targets
+
+__all__ = ["DendriticNetwork", "attach", "detach", "grow_on_load", "restore_structure"]
+
+
+class DendriticNetwork:
+    """A model and the dendrites of all its target layers.
+
+    Made by :func:`attach`. The model keeps its type, its attributes and its state_dict keys; each target layer gets a
+    submodule ``dendrites`` and a forward hook that adds their signal.
+
+    Args:
+        model: the model. Dendrites that it has already are taken over.
+        targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
+        exclude: taken out of ``targets``.
+        activation: of the dendrites of layers that have none yet.
+
+    Attributes:
+        model: the model.
+        layers: the dendrites of each layer by its name.
+        skipped: name and reason of the layers left alone.
+
+    Raises:
+        ValueError: if no layer can have dendrites, or the activation is not known.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> network = attach(nn.Linear(2, 1))
+        >>> network.start_candidates(pool=2)
+        >>> x = torch.randn(64, 2)
+        >>> optimizer = torch.optim.Adam(network.candidate_parameters(), lr=0.01)
+        >>> for _ in range(3):
+        ...     network.reset_correlations()
+        ...     loss = (network.model(x) - x.prod(1, keepdim=True)).square().mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> network.correlations()[""].shape
+        torch.Size([2, 1])
+        >>> _ = network.integrate()
+        >>> network.num_dendrites
+        1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        activation: str = "tanh",
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, got {activation!r}")
+        selection = select_targets(model, targets, exclude)
+        self.model = model
+        self.skipped = selection.skipped
+        self._hosts = dict(_hosts(model))
+        self._growing = list(selection.chosen)
+        for name, layer in selection.chosen.items():
+            if name not in self._hosts:
+                _hang(layer, activation)
+                self._hosts[name] = layer
+        self._freeze: Freeze | None = None
+        grow_on_load(model)
+
+    @property
+    def layers(self) -> dict[str, Dendrites]:
+        """The dendrites of each layer by the layer's name."""
+        return {name: _dendrites(layer) for name, layer in self._hosts.items()}
+
+    @property
+    def num_dendrites(self) -> int:
+        """Dendrites per neuron, of the layers that have most."""
+        return max(dendrites.count for dendrites in self.layers.values())
+
+    @property
+    def candidates(self) -> dict[str, Candidates]:
+        """The pools in training by the layer's name; empty outside a correlation phase."""
+        return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}
+
+    def start_candidates(
+        self, pool: int = 4, generator: torch.Generator | None = None, trainable: Sequence[str] | None = None
+    ) -> None:
+        """Give every target layer a pool and freeze the model, remembering every ``requires_grad`` flag.
+
+        Args:
+            pool: candidates per neuron.
+            generator: a generator on the CPU for the initial weights; ``None``: PyTorch's default one.
+            trainable: names of the parameters whose flag returns; ``None``: those that are trainable now.
+
+        Raises:
+            RuntimeError: if there are candidates already.
+            ValueError: if ``pool`` is not a positive integer.
+        """
+        if self._freeze is not None:
+            raise RuntimeError("there are candidates already: integrate or discard them first")
+        if pool < 1:
+            raise ValueError(f"`pool` must be at least 1, got {pool}")
+        for name in self._growing:
+            layer = self._hosts[name]
+            dendrites = _dendrites(layer)
+            dendrites.set_candidates(Candidates(layer, dendrites, pool, generator))
+        self._freeze = Freeze(self.model, trainable)
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the parameters that are trainable again when the candidates are gone."""
+        return [] if self._freeze is None else self._freeze.trainable
+
+    def output_weights(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """What a base phase trains of the dendrites: each one's output weights ``a``, with the weight of its layer."""
+        for name, dendrites in self.layers.items():
+            for weight in dendrites.weights:
+                yield weight, self._hosts[name].get_parameter("weight")
+
+    def frozen_parameters(self) -> Iterator[nn.Parameter]:
+        """What dendrites have learned for good: ``V``, ``v`` and ``u``."""
+        for dendrites in self.layers.values():
+            trained = {id(weight) for weight in dendrites.weights}
+            yield from (parameter for parameter in dendrites.parameters() if id(parameter) not in trained)
+
+    def candidate_parameters(self) -> list[nn.Parameter]:
+        """The parameters that a correlation phase trains, for an optimizer."""
+        return [parameter for pool in self.candidates.values() for parameter in pool.parameters()]
+
+    def correlations(self) -> dict[str, Tensor]:
+        """Pearson correlation of every candidate with its neuron's error since the last reset.
+
+        Returns:
+            A tensor ``(P, C)`` for each layer name.
+        """
+        return {name: pool.correlation() for name, pool in self.candidates.items()}
+
+    def reset_correlations(self) -> None:
+        """Start a new epoch of correlations."""
+        for pool in self.candidates.values():
+            pool.reset()
+
+    def correlation_rose(self, min_delta: float) -> bool:
+        """Whether any neuron's best correlation rose by a share of what it was when it last did so.
+
+        Args:
+            min_delta: the share.
+        """
+        return any([pool.rose(min_delta) for pool in self.candidates.values()])
+
+    def hold_still(self) -> None:
+        """Put the model's buffers back to what they were when the candidates started."""
+        if self._freeze is not None:
+            self._freeze.hold()
+
+    def integrate(self) -> dict[str, Tensor]:
+        """The best candidate of each neuron becomes a dendrite; flags and buffers return.
+
+        A layer that never had an error since the last reset (it is not used) gets none.
+
+        Returns:
+            For each layer that grew, the correlation ``(C,)`` of the candidates its neurons took.
+
+        Raises:
+            RuntimeError: if there are no candidates.
+        """
+        if self._freeze is None:
+            raise RuntimeError("there are no candidates to integrate: call start_candidates first")
+        self._release()
+        taken = {}
+        for name, pool in self.candidates.items():
+            layer = self._hosts[name]
+            if pool.saw_error():
+                taken[name] = _dendrites(layer).integrate(layer)
+        self.discard()
+        return taken
+
+    def discard(self) -> None:
+        """The candidates go; flags and buffers return. Does nothing where there are none."""
+        for dendrites in self.layers.values():
+            dendrites.set_candidates(None)
+        self._release()
+
+    def _release(self) -> None:
+        if self._freeze is not None:
+            self._freeze.release()
+            self._freeze = None
+
+    def candidate_state(self) -> dict[str, dict[str, Tensor]]:
+        """Values and statistics of all candidates, copied, as a dict of plain tensors."""
+        return {
+            name: {key: value.detach().clone() for key, value in pool.state_dict().items()}
+            for name, pool in self.candidates.items()
+        }
+
+    def load_candidate_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what :meth:`candidate_state` returned, into candidates that were started with the same pool.
+
+        Args:
+            state: from :meth:`candidate_state`.
+
+        Raises:
+            ValueError: if the layers differ.
+            RuntimeError: if shapes differ.
+        """
+        pools = self.candidates
+        if set(pools) != set(state):
+            raise ValueError(
+                f"the saved candidates belong to other layers: saved {sorted(state)}, there are {sorted(pools)}"
+            )
+        for name, pool in pools.items():
+            pool.load_state_dict(dict(state[name]))
+
+
+def attach(
+    model: nn.Module,
+    targets: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    activation: str = "tanh",
+) -> DendriticNetwork:
+    """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
+
+    Args:
+        model: any module.
+        targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that grow;
+            ``None``: every layer that can.
+        exclude: the same, taken out of ``targets``.
+        activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+
+    Returns:
+        The object that grows them.
+
+    Raises:
+        RuntimeError: if the model, or a part of it, is attached already.
+        ValueError: if no layer can have dendrites, a pattern matches nothing, or the activation is not known.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> network = attach(model, exclude=["2"])
+        >>> list(network.layers), list(model.state_dict())
+        (['0'], ['0.weight', '0.bias', '2.weight', '2.bias'])
+    """
+    attached = [name for name, _ in _hosts(model)]
+    if attached:
+        raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
+    return DendriticNetwork(model, targets, exclude, activation)
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Remove all dendrites and every trace of them.
+
+    Args:
+        model: a model that :func:`attach` or :func:`restore_structure` worked on.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RuntimeError: if it has candidates: the model would stay frozen.
+
+    Example:
+        >>> network = attach(nn.Linear(2, 2))
+        >>> detach(network.model)
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    hosts = list(_hosts(model))
+    if any(_dendrites(layer).candidates is not None for _, layer in hosts):
+        raise RuntimeError("the model has candidates: integrate or discard them first")
+    for _, layer in hosts:
+        del layer.dendrites
+        _remove_hook(layer._forward_hooks, add_dendrites, layer._forward_hooks_with_kwargs)
+    _remove_hook(model._load_state_dict_pre_hooks, _restore_before_loading)
+    return model
+
+
+def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> DendriticNetwork | None:
+    """Give a model the dendrites that a state_dict holds: it grows or shrinks, and then fits ``load_state_dict``.
+
+    Args:
+        model: a plain or an attached model of the kind that the state_dict was taken from.
+        state_dict: weights of a grown model.
+
+    Returns:
+        The network, or ``None`` if neither the state_dict nor the model knows of dendrites.
+
+    Raises:
+        ValueError: if they do not fit the model; names the layers that differ. The model is then left as it was.
+
+    Example:
+        >>> grown = nn.Sequential(nn.Linear(3, 2))
+        >>> network = attach(grown)
+        >>> network.layers["0"].resize(grown[0], 2)
+        >>> fresh = nn.Sequential(nn.Linear(3, 2))
+        >>> restore_structure(fresh, grown.state_dict()).num_dendrites
+        2
+        >>> fresh.load_state_dict(grown.state_dict())
+        <All keys matched successfully>
+    """
+    _apply_structure(model, state_dict, "")
+    names = [name for name, _ in _hosts(model)]
+    return DendriticNetwork(model, names) if names else None
+
+
+def grow_on_load(model: nn.Module) -> None:
+    """Let ``model.load_state_dict`` call :func:`restore_structure` first. Calling this twice is the same as once."""
+    if not any(_is_hook(entry, _restore_before_loading) for entry in model._load_state_dict_pre_hooks.values()):
+        model.register_load_state_dict_pre_hook(_restore_before_loading)
+
+
+def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    _apply_structure(model, state_dict, prefix)
+
+
+def _apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    # With duplicates: a module used under two names has its entries under both.
+    named = dict(model.named_modules(remove_duplicate=False))
+    structure = read_structure(named, state_dict, prefix)
+    for name, wanted in structure.items():
+        layer = named[name]
+        if not isinstance(getattr(layer, "dendrites", None), Dendrites):
+            _hang(layer, wanted.activation)
+        dendrites = _dendrites(layer)
+        if dendrites.activation != wanted.activation:
+            dendrites.resize(layer, 0)
+            dendrites.activation = wanted.activation
+        dendrites.resize(layer, wanted.count)
+
+
+def _hosts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        # Not getattr: a compiled module answers for the one inside it, which comes by itself.
+        if isinstance(module._modules.get("dendrites"), Dendrites):
+            yield plain_name(name), module
+
+
+def _dendrites(layer: nn.Module) -> Dendrites:
+    dendrites = layer.dendrites
+    assert isinstance(dendrites, Dendrites)
+    return dendrites
+
+
+def _hang(layer: nn.Module, activation: str) -> None:
+    layer.dendrites = Dendrites(layer, activation).train(layer.training)
+    layer.register_forward_hook(add_dendrites, with_kwargs=True)
+
+
+def _is_hook(entry: Any, function: Callable[..., Any]) -> bool:
+    return getattr(entry, "hook", entry) is function
+
+
+def _remove_hook(hooks: dict[int, Any], function: Callable[..., Any], *companions: dict[int, Any]) -> None:
+    # By function, not by the handle that registering returned: a copy or an unpickled model has no handle.
+    for key in [key for key, entry in hooks.items() if _is_hook(entry, function)]:
+        for table in (hooks, *companions):
+            table.pop(key, None)

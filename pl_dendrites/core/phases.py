@@ -1,0 +1,297 @@
+"""When to grow, when to stop: scores in, decisions with reasons out. No torch, no Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["Decision", "PhaseMachine"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the machine wants done.
+
+    Attributes:
+        kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase;
+            ``"integrate"``: make the best candidates permanent and start a base phase; ``"stop"``: end training with
+            the best network.
+        reason: why, in words.
+        is_best: the score just given is the best so far: keep this network.
+    """
+
+    kind: Literal["continue", "correlate", "integrate", "stop"]
+    reason: str
+    is_best: bool = False
+
+
+@dataclass
+class _State:
+    phase: Literal["base", "correlation"] = "base"
+    cycle: int = 0
+    dendrites: int = 0  # per neuron, with the set on trial
+    on_trial: bool = False  # the last set has not yet shown that it helps
+    failures: int = 0  # sets in a row that did not help
+    best: float | None = None  # of the network that is kept
+    phase_best: float | None = None  # of the present base phase
+    reference: float | None = None  # the last score of the present base phase that counted as improvement
+    epochs: int = 0  # of the present phase
+    waited: int = 0  # validations (base) or epochs (correlation) without improvement
+    pending: Literal["correlate", "integrate"] | None = None
+    pending_reason: str = ""
+    stop_reason: str = ""
+
+
+class PhaseMachine:
+    """Decides when phases end, whether a set of dendrites helped, and when training is over.
+
+    Give it every score with :meth:`step` and every finished epoch with :meth:`end_epoch`. When one of them answers
+    ``"correlate"`` or ``"integrate"``, carry that out and then call :meth:`commit`; until then further calls change no
+    phase. A set is accepted as soon as a score beats the best one before it by ``min_delta``; a set that ends its base
+    phase without is rejected, and the best network, which does not have it, comes back.
+
+    Args:
+        mode: ``"min"`` or ``"max"``.
+        max_dendrites: most dendrites per neuron.
+        patience: a base phase ends after so many scores without improvement over its own best.
+        min_delta: smallest change that counts as improvement.
+        min_delta_mode: ``"abs"``, or ``"rel"``: as a share of the score to beat.
+        base_epochs: length of a base phase in epochs, instead of ``patience``.
+        correlation_patience: a correlation phase ends after so many epochs in which no correlation rose.
+        max_correlation_epochs: and after so many at the latest.
+        max_tries: new sets tried after one that did not help.
+        dendrites: dendrites per neuron that the network has already.
+
+    Example:
+        >>> machine = PhaseMachine("max", patience=1, max_dendrites=1)
+        >>> machine.step(0.5)
+        Decision(kind='continue', reason='improved to 0.5', is_best=True)
+        >>> machine.step(0.4).kind
+        'correlate'
+        >>> machine.commit()
+        >>> machine.phase, machine.end_epoch(rose=True).kind
+        ('correlation', 'continue')
+    """
+
+    def __init__(
+        self,
+        mode: Literal["min", "max"] = "min",
+        *,
+        max_dendrites: int = 5,
+        patience: int = 10,
+        min_delta: float = 0.0,
+        min_delta_mode: Literal["abs", "rel"] = "abs",
+        base_epochs: int | None = None,
+        correlation_patience: int = 5,
+        max_correlation_epochs: int = 40,
+        max_tries: int = 1,
+        dendrites: int = 0,
+    ) -> None:
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._max_dendrites = max_dendrites
+        self._patience = patience
+        self._min_delta, self._relative = min_delta, min_delta_mode == "rel"
+        self._base_epochs = base_epochs
+        self._correlation_patience = correlation_patience
+        self._max_correlation_epochs = max_correlation_epochs
+        self._max_tries = max_tries
+        self._state = _State(dendrites=dendrites)
+
+    @property
+    def phase(self) -> Literal["base", "correlation"]:
+        """The phase that is running."""
+        return self._state.phase
+
+    @property
+    def cycle(self) -> int:
+        """0 in the first base phase; each correlation phase starts the next."""
+        return self._state.cycle
+
+    @property
+    def dendrites(self) -> int:
+        """Dendrites per neuron, the set on trial included."""
+        return self._state.dendrites
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether the newest set has yet to show that it helps."""
+        return self._state.on_trial
+
+    @property
+    def best(self) -> float | None:
+        """Score of the network to keep; ``None`` before the first finite one."""
+        return self._state.best
+
+    @property
+    def phase_best(self) -> float | None:
+        """Best score of the present base phase."""
+        return self._state.phase_best
+
+    @property
+    def epochs(self) -> int:
+        """Finished epochs of the present phase."""
+        return self._state.epochs
+
+    @property
+    def pending(self) -> Decision | None:
+        """The decision that waits to be carried out."""
+        kind = self._state.pending
+        return None if kind is None else Decision(kind, self._state.pending_reason)
+
+    @property
+    def stop_reason(self) -> str:
+        """Why training is over; empty while it is not."""
+        return self._state.stop_reason
+
+    def step(self, score: float) -> Decision:
+        """Take a score of the network; one that is not finite counts as no improvement.
+
+        Args:
+            score: the monitored value.
+
+        Returns:
+            The decision. In a correlation phase always ``"continue"``, for the network does not change.
+
+        Raises:
+            ValueError: if the first base phase is over and no score was ever finite.
+        """
+        state = self._state
+        if state.phase == "correlation":
+            return Decision("continue", "the network stands still")
+        finite = math.isfinite(score)
+        rejected = state.pending is not None and state.on_trial  # that set goes: it must not win any more
+        is_best = finite and not rejected and self._beats_best(score)
+        if is_best:
+            state.best, state.on_trial = score, False
+        if finite and (state.phase_best is None or self._gain(score, state.phase_best) > 0):
+            state.phase_best = score
+        if finite and (state.reference is None or self._improves(score, state.reference)):
+            state.reference, state.waited = score, 0
+        else:
+            state.waited += 1
+        if state.stop_reason or state.pending or self._base_epochs is not None or state.waited < self._patience:
+            reason = f"improved to {score:.6g}" if state.waited == 0 else f"no improvement for {state.waited}"
+            return Decision("continue", reason, is_best)
+        return self._end_base(f"no improvement in {state.waited} validations", is_best)
+
+    def end_epoch(self, rose: bool = False) -> Decision:
+        """Count a finished epoch.
+
+        Args:
+            rose: in a correlation phase, whether any correlation rose.
+
+        Returns:
+            The decision.
+
+        Raises:
+            ValueError: as :meth:`step` does.
+        """
+        state = self._state
+        state.epochs += 1
+        if state.stop_reason or state.pending:
+            return Decision("continue", "a decision is waiting" if state.pending else state.stop_reason)
+        if state.phase == "base":
+            if self._base_epochs is None or state.epochs < self._base_epochs:
+                return Decision("continue", "the base phase goes on")
+            return self._end_base(f"{state.epochs} epochs are over", False)
+        state.waited = 0 if rose else state.waited + 1
+        if state.waited >= self._correlation_patience:
+            return self._switch("integrate", f"no correlation rose in {state.waited} epochs")
+        if state.epochs >= self._max_correlation_epochs:
+            return self._switch("integrate", f"{state.epochs} correlation epochs are over")
+        return Decision("continue", "correlations rise" if rose else f"no correlation rose for {state.waited}")
+
+    def commit(self) -> None:
+        """The pending decision has been carried out: its phase begins.
+
+        Raises:
+            RuntimeError: if none is pending.
+        """
+        state = self._state
+        if state.pending is None:
+            raise RuntimeError("no decision is pending")
+        if state.pending == "correlate":
+            state.phase, state.cycle = "correlation", state.cycle + 1
+            state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
+            state.on_trial = False
+        else:
+            state.phase, state.on_trial = "base", True
+            state.dendrites += 1
+            state.phase_best = state.reference = None
+        state.epochs = state.waited = 0
+        state.pending, state.pending_reason = None, ""
+
+    def stop(self, reason: str) -> Decision:
+        """End the machine from outside; the pending decision lapses.
+
+        Args:
+            reason: why.
+        """
+        self._state.pending, self._state.stop_reason = None, self._state.stop_reason or reason
+        return Decision("stop", self._state.stop_reason)
+
+    def wind_up(self) -> None:
+        """Training ended and the best network came back: a later fit goes on from it in a base phase."""
+        state = self._state
+        state.dendrites -= state.on_trial
+        state.phase, state.on_trial = "base", False
+        state.phase_best = state.reference = None
+        state.epochs = state.waited = 0
+        state.pending, state.pending_reason = None, ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state as plain values."""
+        return asdict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; settings stay those of this machine.
+
+        Args:
+            state: from :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it has unknown entries.
+        """
+        unknown = set(state) - set(asdict(_State()))
+        if unknown:
+            raise ValueError(f"unknown entries in the state of the phase machine: {sorted(unknown)}")
+        self._state = _State(**state)
+
+    def _gain(self, score: float, other: float) -> float:
+        return self._sign * (score - other)
+
+    def _improves(self, score: float, other: float) -> bool:
+        return self._gain(score, other) > self._min_delta * (abs(other) if self._relative else 1.0)
+
+    def _beats_best(self, score: float) -> bool:
+        best = self._state.best
+        if best is None:
+            return True
+        # A set on trial must earn its place; after that every gain is kept.
+        return self._improves(score, best) if self._state.on_trial else self._gain(score, best) > 0
+
+    def _end_base(self, why: str, is_best: bool) -> Decision:
+        state = self._state
+        if state.best is None:
+            raise ValueError("the first base phase is over and the monitored value was never finite")
+        if state.on_trial:
+            state.failures += 1
+            if state.failures > self._max_tries:
+                return self._halt(f"{why}; {state.failures} sets in a row did not help", is_best)
+            return self._switch(
+                "correlate", f"{why}; the set did not help and is discarded, a new one is tried", is_best
+            )
+        state.failures = 0
+        if state.dendrites >= self._max_dendrites:
+            return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
+        return self._switch("correlate", why, is_best)
+
+    def _switch(self, kind: Literal["correlate", "integrate"], reason: str, is_best: bool = False) -> Decision:
+        self._state.pending, self._state.pending_reason = kind, reason
+        return Decision(kind, reason, is_best)
+
+    def _halt(self, reason: str, is_best: bool) -> Decision:
+        self._state.stop_reason = reason
+        return Decision("stop", reason, is_best)

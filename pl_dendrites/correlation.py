@@ -1,0 +1,82 @@
+"""One correlation phase under a Trainer: the network stands still, the candidates learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.host import StandStill, loss_scale
+
+__all__ = ["CorrelationPhase"]
+
+
+class CorrelationPhase:
+    """Starts candidates, steps them with an optimizer of their own, and puts the Trainer back afterwards.
+
+    Args:
+        trainer: the Trainer, in the middle of a fit.
+        network: the network that grows.
+        pool: candidates per neuron.
+        seed: for the candidates' initial weights.
+        optimizer: makes their optimizer; ``None``: Adam with learning rate 0.01.
+        trainable: names of the parameters that are trainable outside the phase; ``None``: those that are so now.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        network: DendriticNetwork,
+        *,
+        pool: int,
+        seed: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        trainable: Sequence[str] | None = None,
+    ) -> None:
+        # A generator of its own: the user's random numbers stay what they are without dendrites.
+        network.start_candidates(pool, torch.Generator().manual_seed(seed), trainable)
+        self._network = network
+        parameters = network.candidate_parameters()
+        self._optimizer = torch.optim.Adam(parameters, lr=0.01) if optimizer is None else optimizer(parameters)
+        self._host = StandStill(trainer)
+
+    def end_batch(self, trainer: pl.Trainer) -> None:
+        """Step the candidates if the model's optimizer would have stepped in this batch."""
+        self._network.hold_still()
+        if not self._host.stepped:
+            return
+        self._host.stepped = False
+        scale = loss_scale(trainer)
+        if scale is not None:
+            for parameter in self._network.candidate_parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def end(self) -> None:
+        """Give the Trainer back its optimizers; candidates that nobody integrated go."""
+        self._host.release()
+        self._network.discard()
+
+    def scheduler_states(self) -> list[dict[str, Any]]:
+        """States of the user's schedulers, which are set aside."""
+        return self._host.scheduler_states()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Candidates, their optimizer, and which parameters will be trainable again."""
+        return {
+            "candidates": self._network.candidate_state(),
+            "optimizer": self._optimizer.state_dict(),
+            "trainable": self._network.trainable,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`; ``trainable`` is an argument of the constructor."""
+        self._network.load_candidate_state(state["candidates"])
+        self._optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,241 @@
+"""The Trainer's side: everything that reaches into a running Trainer, its strategy, optimizers and callbacks.
+
+No other file touches an attribute that Lightning does not document. What is done here to a Trainer is undone here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = [
+    "InitialOptimizers",
+    "StandStill",
+    "adopt_parameters",
+    "logging_step",
+    "loss_scale",
+    "order_parameters",
+    "parameter_names",
+    "refuse_optimizers",
+    "refuse_unsupported",
+]
+
+_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+
+
+def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule, monitor: str) -> None:
+    """Raise where dendrites could not be added or a result would be wrong, before any training.
+
+    Args:
+        trainer: the Trainer that is about to fit.
+        module: the model.
+        monitor: the metric that decides.
+
+    Raises:
+        MisconfigurationException: says what is in the way and what to do.
+    """
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"DendriteCallback needs automatic optimization, and {type(module).__name__} sets"
+            " `automatic_optimization = False`. Remove the callback or let Lightning step the optimizer."
+        )
+    if not _is_a(trainer.strategy, "SingleDeviceStrategy"):
+        raise MisconfigurationException(
+            f"DendriteCallback trains on one device, and the Trainer uses {type(trainer.strategy).__name__}, which"
+            " cannot take in parameters that arrive during training. Use `Trainer(devices=1)`."
+        )
+    for callback in _callbacks(trainer):
+        if any(_is_a(callback, name) for name in _AVERAGING):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} averages the weights of a network of fixed size, and this one grows."
+                " Remove it, or average in a second fit of the grown model."
+            )
+        if _is_a(callback, "EarlyStopping") and getattr(callback, "monitor", None) == monitor:
+            raise MisconfigurationException(
+                f"EarlyStopping(monitor={monitor!r}) would end training at the first plateau, where dendrites are to be"
+                " added. Remove it: DendriteCallback stops by itself, and its `patience` and `min_delta` mean the same."
+            )
+
+
+def refuse_optimizers(trainer: pl.Trainer) -> None:
+    """Raise for optimizers that cannot take in a parameter.
+
+    Args:
+        trainer: the Trainer, with its optimizers set up.
+
+    Raises:
+        MisconfigurationException: says which one and what to do.
+    """
+    for optimizer in trainer.optimizers:
+        if _is_a(optimizer, "LBFGS"):
+            raise MisconfigurationException(
+                "LBFGS lays out its parameters once and cannot take in those of new dendrites. Use another optimizer."
+            )
+
+
+def _is_a(thing: object, name: str) -> bool:
+    # By name: `lightning.pytorch` and `pytorch_lightning` are two trees of the same classes.
+    return any(kind.__name__ == name for kind in type(thing).__mro__)
+
+
+def _callbacks(trainer: pl.Trainer) -> list[Any]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def logging_step(trainer: pl.Trainer) -> int:
+    """The step that Lightning's own loggers use, which is not ``global_step`` under manual optimization."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def loss_scale(trainer: pl.Trainer) -> Tensor | None:
+    """The factor on the loss under a gradient scaler, on its device; ``None`` where there is none."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return getattr(scaler, "_scale", None)
+
+
+class StandStill:
+    """Keeps a Trainer's loops running while its optimizers, schedulers and early stopping do nothing.
+
+    The strategy's ``optimizer_step`` is shadowed on the instance: closures run, so that there are gradients, and every
+    counter goes on, so that checkpoints, limits and loggers work as always. ``global_step`` must advance, or
+    ``ModelCheckpoint`` would stop saving.
+
+    Args:
+        trainer: the Trainer.
+
+    Attributes:
+        stepped: an optimizer would have stepped since this was last set to false.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.stepped = False
+        self._strategy = trainer.strategy
+        self._schedulers, self._strategy.lr_scheduler_configs = self._strategy.lr_scheduler_configs, []
+        self._strategy.optimizer_step = self._skip_step  # type: ignore[method-assign]
+        self._muted = [callback for callback in _callbacks(trainer) if _is_a(callback, "EarlyStopping")]
+        for callback in self._muted:
+            callback._run_early_stopping_check = _do_nothing
+
+    def _skip_step(self, optimizer: Optimizer, closure: Callable[[], Any], *_: Any, **__: Any) -> Any:
+        self.stepped = True
+        return closure()
+
+    def scheduler_states(self) -> list[dict[str, Any]]:
+        """States of the schedulers that are set aside, for a checkpoint."""
+        return [config.scheduler.state_dict() for config in self._schedulers]
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._strategy.__dict__.pop("optimizer_step", None)
+        self._strategy.lr_scheduler_configs = self._schedulers
+        for callback in self._muted:
+            callback.__dict__.pop("_run_early_stopping_check", None)
+
+
+def _do_nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+class InitialOptimizers:
+    """Optimizers and schedulers as they were when the fit began, to start each base phase with.
+
+    Args:
+        trainer: the Trainer, with its optimizers set up.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self._settings = [
+            [
+                copy.deepcopy({key: value for key, value in group.items() if key not in ("params", "param_names")})
+                for group in optimizer.param_groups
+            ]
+            for optimizer in trainer.optimizers
+        ]
+        self._schedulers = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
+
+    def restore(self) -> None:
+        """Clear the optimizers' state; put back learning rates, other settings and schedulers."""
+        for optimizer, groups in zip(self._trainer.optimizers, self._settings, strict=True):
+            optimizer.state.clear()
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                group.update(copy.deepcopy(settings))
+        for config, state in zip(self._trainer.lr_scheduler_configs, self._schedulers, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+
+
+def adopt_parameters(
+    optimizers: Iterable[Optimizer],
+    leaving: Iterable[nn.Parameter],
+    arriving: Iterable[tuple[nn.Parameter, nn.Parameter]],
+) -> None:
+    """Let optimizers follow a network that grew or shrank.
+
+    New parameters join an existing group: a new group would break most schedulers, and the group of the layer's own
+    weight has the right learning rate and weight decay. Parameters are compared by identity.
+
+    Args:
+        optimizers: the optimizers.
+        leaving: parameters that the network no longer has, or does not train.
+        arriving: pairs of a parameter of the network and the weight of its layer. Those that are there already stay;
+            one whose layer's weight is in no group joins the first.
+    """
+    optimizers = list(optimizers)
+    gone = {id(parameter) for parameter in leaving}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in [p for p in group["params"] if id(p) in gone]:
+                optimizer.state.pop(parameter, None)
+            keep = [id(p) not in gone for p in group["params"]]
+            for key in [key for key in ("params", "param_names") if key in group]:
+                group[key][:] = [entry for entry, kept in zip(group[key], keep, strict=True) if kept]
+    owners = {id(parameter): group for group in groups for parameter in group["params"]}
+    for parameter, weight in arriving:
+        if id(parameter) not in owners and groups:
+            group = owners.get(id(weight), groups[0])
+            group["params"].append(parameter)
+            owners[id(parameter)] = group
+            if "param_names" in group:
+                group["param_names"].append(f"dendrites.{len(group['params']) - 1}")
+
+
+def parameter_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[list[list[str]]]:
+    """The name of each parameter in each group of each optimizer; empty for one that is not the module's."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [[[names.get(id(p), "") for p in group["params"]] for group in o.param_groups] for o in optimizers]
+
+
+def order_parameters(
+    optimizers: Sequence[Optimizer], module: nn.Module, names: Sequence[Sequence[Sequence[str]]]
+) -> None:
+    """Bring fresh optimizers into the order in which a checkpoint saved their state, which is loaded by position.
+
+    Args:
+        optimizers: fresh from ``configure_optimizers``.
+        module: the module whose parameters they hold.
+        names: what :func:`parameter_names` returned when the checkpoint was saved.
+
+    Raises:
+        MisconfigurationException: if there are other optimizers or groups than then, or a parameter is gone.
+    """
+    shape, saved = [len(o.param_groups) for o in optimizers], [len(groups) for groups in names]
+    if shape != saved:
+        raise MisconfigurationException(
+            f"the checkpoint was saved with optimizers of {saved} parameter groups, the model configures {shape}"
+        )
+    parameters = dict(module.named_parameters())
+    own = {id(parameter) for parameter in parameters.values()}
+    for optimizer, groups in zip(optimizers, names, strict=True):
+        for group, wanted in zip(optimizer.param_groups, groups, strict=True):
+            missing = [name for name in wanted if name and name not in parameters]
+            if missing:
+                raise MisconfigurationException(f"the checkpoint's optimizer trained {missing}, which the model lacks")
+            foreign = iter([p for p in group["params"] if id(p) not in own])
+            group["params"][:] = [parameters[name] if name else next(foreign) for name in wanted]

@@ -1,0 +1,111 @@
+"""Small models and data for the tests of the Lightning side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+from pl_dendrites import DendriteCallback
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
+
+
+def quick(monitor: str = "val_loss", **settings: Any) -> DendriteCallback:
+    """A callback whose phases last a few epochs, whatever the score does."""
+    defaults: dict[str, Any] = {
+        "base_epochs": 2,
+        "correlation_patience": 10,
+        "max_correlation_epochs": 2,
+        "max_dendrites": 2,
+        "candidates": 2,
+        "max_tries": 3,
+        "verbose": False,
+    }
+    return DendriteCallback(monitor, **(defaults | settings))
+
+
+def loaders(batch_size: int = 16) -> tuple[DataLoader, DataLoader]:
+    """A small problem that a linear network cannot solve, in a fixed order."""
+    x = torch.randn(96, 4, generator=torch.Generator().manual_seed(1))
+    y = (x[:, :3].prod(1) > 0).long()
+    train, val = TensorDataset(x[:64], y[:64]), TensorDataset(x[64:], y[64:])
+    return DataLoader(train, batch_size), DataLoader(val, batch_size)
+
+
+class Classifier(L.LightningModule):
+    """BatchNorm, an in-place activation and dropout between two target layers."""
+
+    def __init__(self, hidden: int = 6, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(
+            nn.Linear(4, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, 2),
+        )
+        self.optimizers_of: Callable[[Classifier], Any] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self(batch[0])
+        self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
+        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean())
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        if self.optimizers_of is not None:
+            return self.optimizers_of(self)
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+def classifier(optimizers_of: Callable[[Classifier], Any] | None = None, seed: int = 0, **kwargs: Any) -> Classifier:
+    """A classifier with fixed initial weights."""
+    torch.manual_seed(seed)
+    model = Classifier(**kwargs)
+    model.optimizers_of = optimizers_of
+    return model
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything a state_dict holds."""
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def optimizer_bits(optimizer: Optimizer) -> list[Any]:
+    """Per group its settings and, in order, the state of its parameters."""
+    return [
+        (
+            {key: value for key, value in group.items() if key != "params"},
+            [
+                {k: v.tolist() if isinstance(v, Tensor) else v for k, v in optimizer.state.get(p, {}).items()}
+                for p in group["params"]
+            ],
+        )
+        for group in optimizer.param_groups
+    ]
