@@ -6,7 +6,19 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["check_at_least", "check_one_of", "check_patterns"]
+__all__ = ["check", "check_at_least", "check_one_of", "check_patterns"]
+
+
+def check(name: str, holds: bool, allowed: str, value: object) -> None:
+    """Raise ``ValueError`` unless a condition on a value holds.
+
+    Example:
+        >>> check("monitor", False, "the name of a metric", None)
+        Traceback (most recent call last):
+        ValueError: `monitor` must be the name of a metric, got None
+    """
+    if not holds:
+        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
 
 
 def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -17,8 +29,7 @@ def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
         Traceback (most recent call last):
         ValueError: `mode` must be one of ['min', 'max'], got 'maximum'
     """
-    if value not in list(allowed):
-        raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}")
+    check(name, value in list(allowed), f"one of {list(allowed)}", value)
 
 
 def check_at_least(name: str, value: Any, bound: float) -> None:
@@ -31,8 +42,8 @@ def check_at_least(name: str, value: Any, bound: float) -> None:
     """
     whole = isinstance(bound, int)
     right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not right_type or not math.isfinite(value) or value < bound:
-        raise ValueError(f"`{name}` must be {'an integer' if whole else 'a number'} of at least {bound}, got {value!r}")
+    holds = right_type and math.isfinite(value) and value >= bound
+    check(name, holds, f"{'an integer' if whole else 'a number'} of at least {bound}", value)
 
 
 def check_patterns(name: str, value: object) -> None:
@@ -44,5 +55,4 @@ def check_patterns(name: str, value: object) -> None:
         ValueError: `exclude` must be a list of names or patterns, got 'head.*'
     """
     texts = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) and v for v in value)
-    if not texts:
-        raise ValueError(f"`{name}` must be a list of names or patterns, got {value!r}")
+    check(name, texts, "a list of names or patterns", value)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites import host
-from pl_dendrites.arguments import check_at_least, check_one_of, check_patterns
+from pl_dendrites.arguments import check, check_at_least, check_one_of, check_patterns
 from pl_dendrites.checkpoint import BestModel, model_weights
 from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
@@ -44,6 +44,8 @@ class DendriteCallback(pl.Callback):
             dendrites; ``None``: every Linear and convolution that can.
         exclude: the same, taken out of ``targets``.
         max_dendrites: most dendrites per neuron.
+        learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
+            their neuron while the network stands still, and are frozen afterwards.
         candidates: candidates that compete for each neuron's next dendrite.
         activation: of the dendrites: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         patience: a base phase ends after so many validations without improvement.
@@ -98,6 +100,7 @@ class DendriteCallback(pl.Callback):
         targets: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         max_dendrites: int = 5,
+        learning: Literal["correlation"] = "correlation",
         candidates: int = 4,
         activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
         patience: int = 10,
@@ -113,7 +116,9 @@ class DendriteCallback(pl.Callback):
         dirpath: str | Path | None = None,
         verbose: bool = True,
     ) -> None:
+        check("monitor", isinstance(monitor, str) and bool(monitor), "the name of a metric", monitor)
         check_one_of("mode", mode, ("min", "max"))
+        check_one_of("learning", learning, ("correlation",))
         check_one_of("min_delta_mode", min_delta_mode, ("abs", "rel"))
         check_one_of("activation", activation, ACTIVATIONS)
         check_patterns("targets", () if targets is None else targets)
@@ -127,6 +132,7 @@ class DendriteCallback(pl.Callback):
         check_at_least("correlation_min_delta", correlation_min_delta, 0.0)
         check_at_least("max_correlation_epochs", max_correlation_epochs, 1)
         check_at_least("max_tries", max_tries, 0)
+        check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
         self.monitor = monitor
         self.mode: Literal["min", "max"] = mode
         self.history: list[dict[str, Any]] = []

@@ -52,10 +52,12 @@ class CorrelationPhase:
             return
         self._host.stepped = False
         scale = loss_scale(trainer)
-        if scale is not None:
-            for parameter in self._network.candidate_parameters():
-                if parameter.grad is not None:
+        for parameter in self._network.candidate_parameters():
+            if parameter.grad is not None:
+                if scale is not None:
                     parameter.grad.div_(scale)
+                # An error that is not finite counts as none, but none times an input that is not finite is NaN.
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
 

@@ -36,11 +36,11 @@ def quick(monitor: str = "val_loss", **settings: Any) -> DendriteCallback:
     return DendriteCallback(monitor, **(defaults | settings))
 
 
-def loaders(batch_size: int = 16) -> tuple[DataLoader, DataLoader]:
-    """A small problem that a linear network cannot solve, in a fixed order."""
-    x = torch.randn(96, 4, generator=torch.Generator().manual_seed(1))
-    y = (x[:, :3].prod(1) > 0).long()
-    train, val = TensorDataset(x[:64], y[:64]), TensorDataset(x[64:], y[64:])
+def loaders(batch_size: int = 32) -> tuple[DataLoader, DataLoader]:
+    """A small problem that a linear network cannot solve, in a fixed order: four batches an epoch."""
+    x = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
+    y = (x[:, :2].prod(1) > 0).long()
+    train, val = TensorDataset(x[:128], y[:128]), TensorDataset(x[128:], y[128:])
     return DataLoader(train, batch_size), DataLoader(val, batch_size)
 
 
@@ -86,6 +86,15 @@ def classifier(optimizers_of: Callable[[Classifier], Any] | None = None, seed: i
     model = Classifier(**kwargs)
     model.optimizers_of = optimizers_of
     return model
+
+
+def train(
+    model: L.LightningModule, *callbacks: L.Callback, data: Any = None, ckpt_path: Any = None, **settings: Any
+) -> L.Trainer:
+    """A fit until growth ends; returns the Trainer."""
+    trainer = L.Trainer(callbacks=list(callbacks), **(QUIET | {"max_epochs": -1} | settings))
+    trainer.fit(model, *(loaders() if data is None else data), ckpt_path=ckpt_path)
+    return trainer
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:

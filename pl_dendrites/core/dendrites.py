@@ -128,7 +128,7 @@ class Dendrites(nn.Module):
         if count == have:
             return
         old_nodes, old_links = self.nodes, self.links
-        self.weights = self.weights[:keep]
+        self.weights = self.weights[:keep].train(self.training)
         if count == 0:
             self.nodes, self.links, self.activation_code = None, None, None
             return

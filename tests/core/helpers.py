@@ -1,0 +1,146 @@
+"""References that share no code with the package: plain PyTorch layers, one per node, in Python loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pl_dendrites.core import Candidates, Dendrites
+
+FUNCTIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": nn.functional.gelu}
+
+LAYERS = [
+    pytest.param(lambda: nn.Linear(5, 3), (7, 5), id="linear"),
+    pytest.param(lambda: nn.Linear(5, 3, bias=False), (2, 4, 5), id="linear-3d"),
+    pytest.param(lambda: nn.Linear(5, 1), (2, 2, 3, 5), id="linear-4d-one-neuron"),
+    pytest.param(lambda: nn.Conv1d(3, 4, 3, padding="same", dilation=2), (2, 3, 7), id="conv1d-same"),
+    pytest.param(
+        lambda: nn.Conv1d(4, 6, 3, padding=2, groups=2, padding_mode="circular"), (4, 8), id="conv1d-circular"
+    ),
+    pytest.param(lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), (2, 3, 6, 5), id="conv2d-stride"),
+    pytest.param(lambda: nn.Conv2d(4, 6, (2, 3), groups=2, dilation=(2, 1)), (2, 4, 5, 6), id="conv2d-groups"),
+    pytest.param(lambda: nn.Conv2d(3, 6, 3, groups=3, padding=1, padding_mode="reflect"), (2, 3, 5, 5), id="depthwise"),
+    pytest.param(
+        lambda: nn.Conv2d(2, 2, 3, padding=(1, 0), padding_mode="replicate"), (2, 5, 4), id="conv2d-unbatched"
+    ),
+    pytest.param(lambda: nn.Conv3d(2, 4, 2, groups=2, stride=(1, 2, 1)), (2, 2, 3, 4, 3), id="conv3d-groups"),
+]
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Fill every parameter with random values that saturate no activation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+def grow(layer: nn.Module, count: int, seed: int = 0) -> None:
+    """Give a layer that is attached ``count`` dendrites per neuron, random in every part."""
+    layer.dendrites.resize(layer, count)
+    randomise(layer.dendrites, seed)
+
+
+def neuron_dim(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+
+
+def samples(values: Tensor, layer: nn.Module, lead: int = 0) -> Tensor:
+    """``(*lead, samples, C)`` from ``(*lead, *, C, *)``: every dimension but the neurons holds samples."""
+    return values.movedim(neuron_dim(layer), -1).flatten(lead, -2)
+
+
+def reference_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer with dendrites must give; gradients pass through its own weights alone."""
+    out = layer.forward(x)
+    for weight, output in zip(layer.dendrites.weights, reference_dendrites(layer, x), strict=True):
+        out = out + _along_neurons(weight.detach(), layer) * output
+    return out
+
+
+def reference_dendrites(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Outputs of the dendrites one after another, without gradient."""
+    dendrites: Dendrites = layer.dendrites
+    outputs: list[Tensor] = []
+    with torch.no_grad():
+        for j in range(dendrites.count):
+            total = _potentials(layer, dendrites.nodes, dendrites.count, j, x)
+            for i, earlier in enumerate(outputs):
+                total = total + _along_neurons(dendrites.links[j * (j - 1) // 2 + i], layer) * earlier
+            outputs.append(FUNCTIONS[dendrites.activation](total))
+    return outputs
+
+
+def reference_pool(layer: nn.Module, x: Tensor) -> Tensor:
+    """Outputs ``(P, *, C, *)`` of the candidates, differentiable in their parameters."""
+    pool: Candidates = layer.dendrites.candidates
+    outputs = []
+    for p in range(pool.pool):
+        total = _potentials(layer, pool.nodes, pool.pool, p, x.detach())
+        for link, earlier in zip(pool.links[p], reference_dendrites(layer, x), strict=True):
+            total = total + _along_neurons(link, layer) * earlier
+        outputs.append(FUNCTIONS[pool.activation](total))
+    return torch.stack(outputs)
+
+
+def reference_error(layer: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient of a loss with respect to the layer's output."""
+    out = reference_forward(layer, x).detach().requires_grad_()
+    return torch.autograd.grad(loss(out), out)[0]
+
+
+def reference_gradients(layer: nn.Module, uses: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Autograd's gradient of minus the absolute covariances for each candidate parameter.
+
+    Args:
+        layer: a layer with candidates.
+        uses: its input and the error at its output, in the order in which the backward pass meets them. The sign of a
+            use is that of the covariances' running average (momentum 0.95) up to it.
+    """
+    average: Tensor | float = 0.0
+    objective = torch.zeros((), dtype=torch.float64)
+    for x, error in uses:
+        outputs, errors = samples(reference_pool(layer, x), layer, 1), samples(error, layer)
+        covariance = ((outputs - outputs.mean(1, keepdim=True)) * (errors - errors.mean(0))).sum(1)
+        average = 0.95 * average + 0.05 * covariance.detach()
+        objective = objective + (average.sign() * covariance).sum()
+    parameters = list(layer.dendrites.candidates.parameters())
+    return list(torch.autograd.grad(-objective, parameters, materialize_grads=True))
+
+
+def assert_gradients(layer: nn.Module, expected: Sequence[Tensor], relative: float = 1e-9) -> None:
+    """The candidates' gradients are the expected ones, each to a share of its length."""
+    for (name, parameter), reference in zip(layer.dendrites.candidates.named_parameters(), expected, strict=True):
+        if parameter.numel():
+            assert reference.norm() > 0, name
+            assert (parameter.grad - reference).norm() <= relative * reference.norm(), name
+
+
+def _potentials(layer: nn.Module, nodes: nn.Module, count: int, node: int, x: Tensor) -> Tensor:
+    neurons = layer.weight.shape[0]
+    groups = getattr(layer, "groups", 1)
+    size = neurons // groups
+    outputs = []
+    for neuron in range(neurons):
+        group, place = divmod(neuron, size)
+        row = (group * count + node) * size + place
+        outputs.append(_one_node(layer, nodes.weight[row : row + 1], nodes.bias[row : row + 1], group, x))
+    return torch.cat(outputs, neuron_dim(layer))
+
+
+def _one_node(layer: nn.Module, weight: Tensor, bias: Tensor, group: int, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return x @ weight.T + bias
+    inputs = layer.in_channels // layer.groups
+    geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+    plain = type(layer)(inputs, 1, layer.kernel_size, **geometry)
+    seen = x.narrow(neuron_dim(layer), group * inputs, inputs)
+    return functional_call(plain, {"weight": weight, "bias": bias}, (seen,))
+
+
+def _along_neurons(values: Tensor, layer: nn.Module) -> Tensor:
+    return values.reshape(-1, *[1] * (-neuron_dim(layer) - 1))

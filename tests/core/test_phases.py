@@ -1,0 +1,327 @@
+"""When training grows, goes back and stops: a table of scores and what they lead to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pl_dendrites.core import Decision, PhaseMachine
+
+NAN, INF = math.nan, math.inf
+BASE: dict[str, Any] = {"patience": 2, "max_dendrites": 2, "correlation_patience": 1}
+
+
+def grow(machine: PhaseMachine) -> None:
+    """Carry out "correlate" and the correlation phase, in which nothing rises."""
+    machine.commit()
+    assert machine.phase == "correlation"
+    while machine.end_epoch(rose=False).kind != "integrate":
+        pass
+    machine.commit()
+    assert machine.phase == "base"
+
+
+def play(machine: PhaseMachine, scores: Sequence[float]) -> str:
+    """One word per score, an epoch each: ``-`` go on, ``grow`` or ``stop``, with a ``+`` where it is the best."""
+    words = []
+    for score in scores:
+        decision = machine.step(score)
+        best = "+" if decision.is_best else ""
+        kind = decision.kind if decision.kind != "continue" else machine.end_epoch().kind
+        words.append(best + {"continue": "" if best else "-", "correlate": "grow", "stop": "stop"}[kind])
+        if kind == "correlate":
+            grow(machine)
+    return " ".join(words)
+
+
+SCENARIOS = [
+    pytest.param({}, [1, 2, 3, 3, 3], "+ + + - grow", 1, id="plateau"),
+    pytest.param({}, [5, 4, 3, 2, 1, 0], "+ - grow - - grow", 1, id="falling"),
+    pytest.param({}, [1, 1, 1], "+ - grow", 1, id="ties-are-no-improvement"),
+    pytest.param({}, [1, 1, 2, 2, 2], "+ - + - grow", 1, id="patience-starts-anew"),
+    pytest.param({}, [1, 1, 1, 2, 2, 2], "+ - grow + - grow", 2, id="accepted"),
+    pytest.param({}, [1, 1, 1, 0, 0.5, 2, 2, 2], "+ - grow - - + - grow", 2, id="accepted-late"),
+    pytest.param({}, [1, 1, 1, 0, 0, 0, 2, 2, 2], "+ - grow - - grow + - grow", 2, id="accepted-at-second-try"),
+    pytest.param({}, [1, 1, 1, 1, 1, 1, 1, 1, 1], "+ - grow - - grow - - stop", 1, id="two-sets-did-not-help"),
+    pytest.param({}, [1, 1, 1, 2, 2, 2, 3, 3, 3], "+ - grow + - grow + - stop", 2, id="max-dendrites"),
+    pytest.param(
+        {},
+        [1, 1, 1, 0, 0, 0, 2, 2, 2, 0, 0, 0, 0, 0, 0],
+        "+ - grow - - grow + - grow - - grow - - stop",
+        2,
+        id="a-set-that-helped-restores-the-tries",
+    ),
+    pytest.param({}, [1, 1, 1, 2, 2, 3, 3, 3], "+ - grow + - + - grow", 2, id="gains-after-acceptance-are-kept"),
+    pytest.param({"max_tries": 0}, [1, 1, 1, 1, 1, 1], "+ - grow - - stop", 1, id="no-try"),
+    pytest.param({"max_tries": 2}, [1] * 12, "+ - grow - - grow - - grow - - stop", 1, id="two-tries"),
+    pytest.param({"max_dendrites": 0}, [1, 2, 2, 2], "+ + - stop", 0, id="no-dendrite"),
+    pytest.param({"dendrites": 1}, [1, 1, 1, 2, 2, 2], "+ - grow + - stop", 2, id="begun-with-one"),
+    pytest.param({"patience": 1}, [1, 2, 2], "+ + grow", 1, id="patience-one"),
+    pytest.param({}, [0, 0, 0, 1, 0, 0], "+ - grow + - grow", 2, id="zero"),
+    pytest.param({}, [-3, -2, -2, -2, -1, -1, -1], "+ + - grow + - grow", 2, id="negative"),
+    pytest.param({}, [1, NAN, 2, NAN, NAN], "+ - + - grow", 1, id="nan"),
+    pytest.param({}, [NAN, 1, NAN, NAN], "- + - grow", 1, id="nan-first"),
+    pytest.param({}, [1, INF, -INF], "+ - grow", 1, id="infinities-are-no-improvement"),
+    pytest.param({}, [1, 1, 1, NAN, NAN, NAN, 2], "+ - grow - grow - +", 1, id="nan-in-a-set-on-trial"),
+    pytest.param({"min_delta": 0.5}, [1, 1.5, 1.6, 1.9], "+ + + +", 0, id="abs-gains-add-up-to-one"),
+    pytest.param({"min_delta": 0.5}, [1, 1.25, 1.5, 1.5], "+ + +grow -", 1, id="abs-gain-must-exceed"),
+    pytest.param({"min_delta": 0.5}, [1, 1, 1, 1.4, 1.4, 1.4], "+ - grow - - grow", 1, id="abs-too-little-for-a-set"),
+    pytest.param({"min_delta": 0.5}, [1, 1, 1, 1.6, 1.7, 1.7], "+ - grow + + grow", 2, id="abs-enough-for-a-set"),
+    pytest.param({"min_delta": 0.1}, [1, 1.04, 1.08, 1.12], "+ + +grow -", 1, id="abs-creeping"),
+    pytest.param(
+        {"min_delta": 0.1, "patience": 3}, [1, 1.04, 1.08, 1.12, 1.16], "+ + + + +", 0, id="abs-creeping-fast"
+    ),
+    pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [10, 10.5, 11, 11], "+ + +grow -", 1, id="rel"),
+    pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [10, 11.5, 12, 12.7], "+ + + +", 0, id="rel-enough"),
+    pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [-10, -9.5, -8.9, -8.9], "+ + + -", 0, id="rel-negative"),
+    pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [0, 1e-9, 1e-8, 1e-8], "+ + + -", 0, id="rel-zero"),
+    pytest.param({"base_epochs": 2}, [1, 2, 3, 4, 5, 6], "+ +grow + +grow + +stop", 2, id="fixed-length"),
+    pytest.param(
+        {"base_epochs": 3}, [1, 1, 1, 1, 1, 1, 1, 1, 1], "+ - grow - - grow - - stop", 1, id="fixed-length-no-gain"
+    ),
+    pytest.param(
+        {"base_epochs": 4, "patience": 1}, [1, 0, 0, 2, 0], "+ - - +grow -", 1, id="fixed-length-has-no-patience"
+    ),
+]
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize(("options", "scores", "words", "dendrites"), SCENARIOS)
+def test_scores_lead_to_these_decisions(
+    options: dict[str, Any], scores: list[float], words: str, dendrites: int, mode: Any
+) -> None:
+    machine = PhaseMachine(mode, **{**BASE, **options})
+    signed = [score if mode == "max" else -score for score in scores]
+    assert play(machine, signed) == words
+    assert machine.dendrites == dendrites
+    bests = [score for score, word in zip(signed, words.split(), strict=True) if "+" in word]
+    assert machine.best == (bests[-1] if bests else None)
+    assert machine.cycle == words.count("grow")
+    assert bool(machine.stop_reason) == ("stop" in words)
+
+
+@pytest.mark.parametrize(
+    ("rises", "options", "epochs"),
+    [
+        pytest.param("", {"correlation_patience": 3}, 3, id="never"),
+        pytest.param("1", {"correlation_patience": 3}, 4, id="once"),
+        pytest.param("001001", {"correlation_patience": 3}, 9, id="in-time"),
+        pytest.param("0001", {"correlation_patience": 3}, 3, id="too-late"),
+        pytest.param("1" * 99, {"correlation_patience": 3, "max_correlation_epochs": 7}, 7, id="always"),
+        pytest.param("1", {"correlation_patience": 9, "max_correlation_epochs": 1}, 1, id="one-epoch"),
+        pytest.param("11", {"correlation_patience": 1}, 3, id="patience-one"),
+    ],
+)
+def test_a_correlation_phase_ends_when_nothing_rises_or_it_is_long_enough(
+    rises: str, options: dict[str, int], epochs: int
+) -> None:
+    machine = PhaseMachine("max", patience=1, **options)
+    machine.step(1.0)
+    assert machine.step(1.0).kind == "correlate"
+    machine.commit()
+    for epoch in range(1, epochs + 1):
+        score = machine.step(99.0)
+        assert (score.kind, score.is_best) == ("continue", False)
+        decision = machine.end_epoch(rose=epoch <= len(rises) and rises[epoch - 1] == "1")
+        assert decision.kind == ("integrate" if epoch == epochs else "continue")
+    assert machine.best == 1.0
+
+
+@pytest.mark.parametrize("options", [{"patience": 3}, {"base_epochs": 3}], ids=str)
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_first_phase_without_a_finite_score_is_an_error(bad: float, options: dict[str, int]) -> None:
+    machine = PhaseMachine("max", **options)
+    with pytest.raises(ValueError, match="never finite"):
+        play(machine, [bad] * 3)
+    machine = PhaseMachine("max", **options)
+    play(machine, [bad, 1.0])
+
+
+def test_a_loss_that_creeps_down_for_ever_is_a_plateau() -> None:
+    losses = [1 + 0.999**epoch for epoch in range(400)]
+    for options in ({"min_delta": 0.01}, {"min_delta": 0.01, "min_delta_mode": "rel"}):
+        assert "grow" in play(PhaseMachine("min", patience=5, **options), losses)
+    assert "grow" not in play(PhaseMachine("min", patience=5), losses)
+
+
+def test_a_set_that_gained_less_than_asked_is_not_the_best_network() -> None:
+    machine = PhaseMachine("max", patience=3, min_delta=0.5)
+    assert play(machine, [1, 1, 1, 1]) == "+ - - grow"
+    assert play(machine, [1.3, 1.3]) == "- -"
+    assert (machine.best, machine.phase_best, machine.on_trial) == (1, 1.3, True)
+    assert play(machine, [1.6]) == "+"
+    assert (machine.best, machine.on_trial) == (1.6, False)
+
+
+def decide(machine: PhaseMachine) -> None:
+    machine.step(1.0)
+    assert machine.step(1.0).kind == "correlate"
+
+
+def test_a_decision_waits_until_it_is_carried_out() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=1, max_dendrites=3)
+    with pytest.raises(RuntimeError, match="no decision is pending"):
+        machine.commit()
+    decide(machine)
+    reason = machine.pending.reason
+    assert machine.pending == Decision("correlate", reason)
+    assert machine.phase == "base"
+    for _ in range(3):
+        assert machine.step(0.5).kind == machine.end_epoch().kind == "continue"
+    assert machine.pending == Decision("correlate", reason)
+    machine.commit()
+    assert (machine.pending, machine.phase, machine.epochs) == (None, "correlation", 0)
+    assert machine.end_epoch().kind == "integrate"
+    assert machine.end_epoch(rose=True).kind == "continue"
+    assert machine.phase == "correlation"
+    machine.commit()
+    assert (machine.phase, machine.dendrites, machine.on_trial) == ("base", 1, True)
+    with pytest.raises(RuntimeError, match="no decision is pending"):
+        machine.commit()
+
+
+def test_a_set_that_is_being_discarded_cannot_win_any_more() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=1, max_dendrites=1)
+    decide(machine)
+    grow(machine)
+    machine.step(0.5)
+    assert machine.step(0.5).kind == "correlate"
+    assert not machine.step(2.0).is_best
+    machine.commit()
+    assert (machine.best, machine.dendrites) == (1.0, 0)
+
+
+def test_a_score_between_the_decision_and_its_phase_can_still_be_the_best() -> None:
+    machine = PhaseMachine("max", patience=1)
+    decide(machine)
+    assert machine.step(2.0) == Decision("continue", "improved to 2", is_best=True)
+    assert machine.pending.kind == "correlate"
+
+
+@pytest.mark.parametrize("phase", ["base", "pending", "correlation"])
+def test_stopping_from_outside_is_final_and_keeps_the_first_reason(phase: str) -> None:
+    machine = PhaseMachine("max", patience=1)
+    if phase != "base":
+        decide(machine)
+    if phase == "correlation":
+        machine.commit()
+    assert machine.stop("enough") == Decision("stop", "enough")
+    assert machine.stop("later").reason == machine.stop_reason == "enough"
+    assert machine.pending is None
+    assert machine.step(-1.0).kind == machine.end_epoch().kind == "continue"
+    assert machine.pending is None
+
+
+def test_a_fit_that_ended_within_a_trial_leaves_the_best_network_to_the_next() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=1)
+    decide(machine)
+    grow(machine)
+    machine.step(0.5)
+    machine.wind_up()
+    assert (machine.phase, machine.dendrites, machine.on_trial, machine.epochs) == ("base", 0, False, 0)
+    assert (machine.best, machine.phase_best, machine.pending) == (1.0, None, None)
+    decide(machine)
+    machine.commit()
+    machine.wind_up()
+    assert (machine.phase, machine.dendrites, machine.best) == ("base", 0, 1.0)
+    assert machine.step(2.0).is_best
+
+
+def test_reasons_name_what_decided() -> None:
+    reasons = []
+    for options in ({}, {"base_epochs": 2}, {"max_dendrites": 0}, {"max_tries": 0}):
+        machine = PhaseMachine("max", **{**BASE, **options})
+        play(machine, [1] * 12)
+        reasons.append(machine.stop_reason)
+    assert reasons == [
+        "no improvement in 2 validations; 2 sets in a row did not help",
+        "2 epochs are over; 2 sets in a row did not help",
+        "no improvement in 2 validations; max_dendrites=0 is reached",
+        "no improvement in 2 validations; 1 sets in a row did not help",
+    ]
+    machine = PhaseMachine("max", patience=1, correlation_patience=2, max_correlation_epochs=2)
+    decide(machine)
+    machine.commit()
+    assert machine.end_epoch(rose=True).reason == "correlations rise"
+    assert machine.end_epoch(rose=True).reason == "2 correlation epochs are over"
+
+
+def test_an_unknown_entry_of_a_state_is_refused_and_a_missing_one_is_not() -> None:
+    machine = PhaseMachine("max", patience=1)
+    decide(machine)
+    state = machine.state_dict()
+    with pytest.raises(ValueError, match=r"\['temperature'\]"):
+        machine.load_state_dict({**state, "temperature": 1})
+    assert machine.state_dict() == state
+    machine.load_state_dict({key: value for key, value in state.items() if key != "pending_reason"})
+    assert machine.pending.kind == "correlate"
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "mode": st.sampled_from(["min", "max"]),
+        "max_dendrites": st.integers(0, 3),
+        "patience": st.integers(1, 3),
+        "min_delta": st.sampled_from([0.0, 0.5]),
+        "min_delta_mode": st.sampled_from(["abs", "rel"]),
+        "base_epochs": st.none() | st.integers(1, 3),
+        "correlation_patience": st.integers(1, 2),
+        "max_correlation_epochs": st.integers(1, 4),
+        "max_tries": st.integers(0, 2),
+    }
+)
+SCORES = (
+    st.sampled_from([NAN, INF, -INF, 0.0, -0.0, 1.0])
+    | st.floats(-3, 3, allow_nan=False)
+    | st.integers(-2, 2).map(float)
+)
+EPOCHS = st.lists(st.tuples(SCORES, st.booleans(), st.booleans()), max_size=60)
+
+
+def saved_and_restored(machine: PhaseMachine, options: dict[str, Any]) -> PhaseMachine:
+    fresh = PhaseMachine(**options)
+    fresh.load_state_dict(json.loads(json.dumps(machine.state_dict())))
+    assert fresh.state_dict() == machine.state_dict()
+    return fresh
+
+
+@settings(max_examples=150, deadline=None)
+@given(OPTIONS, EPOCHS)
+def test_whatever_the_scores(options: dict[str, Any], epochs: list[tuple[float, bool, bool]]) -> None:
+    machine, resumed = PhaseMachine(**options), PhaseMachine(**options)
+    seen: list[float] = []
+    better = min if options["mode"] == "min" else max
+
+    def both(call: str, *args: Any) -> Decision | None:
+        nonlocal resumed
+        resumed = saved_and_restored(resumed, options)
+        decision = getattr(machine, call)(*args)
+        assert getattr(resumed, call)(*args) == decision
+        assert resumed.state_dict() == machine.state_dict()
+        assert machine.dendrites <= options["max_dendrites"]
+        return decision
+
+    constant = [(0.25, True, True)] * 300
+    for score, rose, at_once in epochs + constant:
+        if machine.stop_reason:
+            break
+        if machine.phase == "base" and math.isfinite(score) and not (machine.pending and machine.on_trial):
+            seen.append(score)
+        try:
+            decisions = [both("step", score), both("end_epoch", rose)]
+        except ValueError:
+            assert not seen
+            return
+        if seen and options["min_delta"] == 0:
+            assert machine.best == better(seen)
+        assert machine.best is None or machine.best in seen
+        assert sum(d.kind != "continue" for d in decisions) <= 1
+        if machine.pending and at_once:
+            both("commit")
+    assert machine.stop_reason
