@@ -86,7 +86,8 @@ def main() -> None:
 
     print(f"\n{dendrites.summary()}\n")
     for name, row in rows.items():
-        print(f"{name:32} test accuracy {row['accuracy']:.3f} {row['parameters']:6,} parameters {row['epochs']:4} epochs")
+        figures = f"{row['parameters']:6,} parameters {row['epochs']:4} epochs"
+        print(f"{name:34} test accuracy {row['accuracy']:.3f} {figures}")
 
 
 if __name__ == "__main__":

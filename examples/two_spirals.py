@@ -1,7 +1,7 @@
 """Can one neuron with dendrites solve two spirals?
 
-A single ``nn.Linear(2, 1)`` with a sigmoid loss cannot; with the callback it grows the dendrites that it needs. This is the
-benchmark of the Cascade-Correlation report (Fahlman & Lebiere 1990; generator of Lang & Witbrock: 194 points, three
+A single ``nn.Linear(2, 1)`` with a sigmoid loss cannot; with the callback it grows the dendrites that it needs. This is
+the benchmark of the Cascade-Correlation report (Fahlman & Lebiere 1990; generator of Lang & Witbrock: 194 points, three
 turns), which solved it with 12 to 19 hidden units, 15.2 on average.
 
     python examples/two_spirals.py [--seeds 10] [--picture two_spirals.png]
@@ -62,6 +62,7 @@ def solve(seed: int) -> tuple[OneNeuron, int, int]:
         max_dendrites=20,
         candidates=8,
         patience=2,
+        max_tries=3,
         min_delta=0.02,
         min_delta_mode="rel",
         correlation_patience=3,
@@ -69,8 +70,15 @@ def solve(seed: int) -> tuple[OneNeuron, int, int]:
         verbose=False,
     )
     solved = EarlyStopping("wrong", stopping_threshold=0.5, patience=10**6, check_on_train_epoch_end=True)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(max_epochs=-1, callbacks=[dendrites, solved], accelerator="cpu", **quiet)
+    trainer = L.Trainer(
+        max_epochs=-1,
+        callbacks=[dendrites, solved],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     data = spirals()
     every_point = [torch.arange(len(data[0]))] * STEPS_PER_EPOCH
     trainer.fit(model, DataLoader(TensorDataset(*data), batch_size=None, sampler=every_point))

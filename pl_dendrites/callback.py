@@ -337,12 +337,12 @@ class DendriteCallback(pl.Callback):
     def _act_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
             self._best.keep(trainer, pl_module)
+        assert self.network is not None
+        if decision.kind == "integrate" and not self.network.layers_with_error():
+            decision = self._machine.stop("no target layer ever had an error")
         if decision.kind == "stop":
-            self._stop(trainer)
-
-    def _stop(self, trainer: pl.Trainer) -> None:
-        self._say(f"growth ends: {self.stop_reason}")
-        trainer.should_stop = True
+            self._say(f"growth ends: {decision.reason}")
+            trainer.should_stop = True
 
     # -- phases ---------------------------------------------------------------------------------------------------
 
@@ -375,14 +375,11 @@ class DendriteCallback(pl.Callback):
         self._let_go()
         for name in sorted(watched - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
-        if not taken:
-            self._machine.stop("no target layer ever had an error")
-            self._stop(trainer)
-            return
         self._machine.commit()
         if self._restart:
             assert self._initial is not None
             self._initial.restore()
+        host.drop_spoilt_state(trainer.optimizers)
         self._say(f"base phase of cycle {self.cycle}, {self.num_dendrites} dendrites per neuron: {decision.reason}")
 
     @contextmanager

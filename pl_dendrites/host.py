@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +19,7 @@ __all__ = [
     "InitialOptimizers",
     "StandStill",
     "adopt_parameters",
+    "drop_spoilt_state",
     "logging_step",
     "loss_scale",
     "order_parameters",
@@ -118,6 +120,8 @@ class StandStill:
         self._strategy = trainer.strategy
         self._schedulers, self._strategy.lr_scheduler_configs = self._strategy.lr_scheduler_configs, []
         self._strategy.optimizer_step = self._skip_step  # type: ignore[method-assign]
+        self._backward = self._strategy.backward
+        self._strategy.backward = self._backward_if_any  # type: ignore[assignment, method-assign]
         self._muted = [callback for callback in _callbacks(trainer) if _is_a(callback, "EarlyStopping")]
         for callback in self._muted:
             callback._run_early_stopping_check = _do_nothing
@@ -126,6 +130,10 @@ class StandStill:
         self.stepped = True
         return closure()
 
+    def _backward_if_any(self, loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # With the network frozen, a loss that no candidate can reach has no gradient, and that is no error.
+        return self._backward(loss, *args, **kwargs) if loss.requires_grad else loss
+
     def scheduler_states(self) -> list[dict[str, Any]]:
         """States of the schedulers that are set aside, for a checkpoint."""
         return [config.scheduler.state_dict() for config in self._schedulers]
@@ -133,6 +141,7 @@ class StandStill:
     def release(self) -> None:
         """Give everything back."""
         self._strategy.__dict__.pop("optimizer_step", None)
+        self._strategy.__dict__.pop("backward", None)
         self._strategy.lr_scheduler_configs = self._schedulers
         for callback in self._muted:
             callback.__dict__.pop("_run_early_stopping_check", None)
@@ -168,6 +177,15 @@ class InitialOptimizers:
                 group.update(copy.deepcopy(settings))
         for config, state in zip(self._trainer.lr_scheduler_configs, self._schedulers, strict=True):
             config.scheduler.load_state_dict(copy.deepcopy(state))
+
+
+def drop_spoilt_state(optimizers: Iterable[Optimizer]) -> None:
+    """Clear what optimizers remember of a parameter where it is not finite: it would spoil restored weights again."""
+    for optimizer in optimizers:
+        for parameter, state in list(optimizer.state.items()):
+            values = [value for value in state.values() if isinstance(value, Tensor)]
+            if not all(bool(torch.isfinite(value).all()) for value in values):
+                del optimizer.state[parameter]
 
 
 def adopt_parameters(

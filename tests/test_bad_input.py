@@ -485,10 +485,9 @@ def test_load_from_checkpoint_of_another_model(grown: Path) -> None:
             super().__init__(**kwargs)
             self.net = nn.Sequential(nn.Linear(4, 3), *list(self.net)[1:])
 
-    with pytest.raises((ValueError, RuntimeError), match=r"net\.0"):
-        load_from_checkpoint(Elsewhere, grown)
-    with pytest.raises(ValueError, match=r"(?s)does not fit the model:\n  'net\.0': dendrites\."):
-        load_from_checkpoint(Elsewhere, grown, strict=False)
+    for strict in (None, False):
+        with pytest.raises((ValueError, RuntimeError), match=r"net\.0"):
+            load_from_checkpoint(Elsewhere, grown, strict=strict)
 
 
 @pytest.mark.parametrize("number", [0, 2, None, "1"])

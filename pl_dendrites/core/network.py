@@ -158,6 +158,10 @@ class DendriticNetwork:
         """
         return any([pool.rose(min_delta) for pool in self.candidates.values()])
 
+    def layers_with_error(self) -> list[str]:
+        """Names of the layers with candidates that had an error since the last reset; others are not used."""
+        return [name for name, pool in self.candidates.items() if pool.saw_error()]
+
     def hold_still(self) -> None:
         """Put the model's buffers back to what they were when the candidates started."""
         if self._freeze is not None:
@@ -178,10 +182,9 @@ class DendriticNetwork:
             raise RuntimeError("there are no candidates to integrate: call start_candidates first")
         self._release()
         taken = {}
-        for name, pool in self.candidates.items():
+        for name in self.layers_with_error():
             layer = self._hosts[name]
-            if pool.saw_error():
-                taken[name] = _dendrites(layer).integrate(layer)
+            taken[name] = _dendrites(layer).integrate(layer)
         self.discard()
         return taken
 
