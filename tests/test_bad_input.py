@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,9 @@ class Watch(L.Callback):
 
     @property
     def best(self) -> dict[str, Tensor]:
-        return min(((score, weights) for score, weights in self.seen if score == score), key=lambda pair: pair[0])[1]
+        return min(
+            ((score, weights) for score, weights in self.seen if math.isfinite(score)), key=lambda pair: pair[0]
+        )[1]
 
 
 def assert_nothing_left(trainer: L.Trainer, model: nn.Module) -> None:
@@ -286,7 +289,7 @@ def test_averages_of_weights(averaging: L.Callback) -> None:
 def test_manual_optimization() -> None:
     model = classifier()
     model.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match="needs automatic optimization, and Classifier sets .* Remove"):
+    with pytest.raises(MisconfigurationException, match=r"needs automatic optimization, and Classifier sets .* Remove"):
         train(model, quick())
 
 
@@ -303,7 +306,7 @@ def test_more_than_one_device(strategy: Any) -> None:
 def test_lbfgs() -> None:
     dendrites = quick()
     watch = Watch(dendrites)
-    with pytest.raises(MisconfigurationException, match="LBFGS .* Use another optimizer"):
+    with pytest.raises(MisconfigurationException, match=r"LBFGS .* Use another optimizer"):
         train(classifier(lambda model: LBFGS(model.parameters())), dendrites, watch)
     assert watch.batches["base"] == 0
 
@@ -383,9 +386,7 @@ def interrupt() -> None:
 @pytest.mark.usefixtures("_sigint")
 @pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "max_time", "interrupt"])
 @pytest.mark.parametrize("cycle", [1, 2])
-def test_training_ends_inside_a_correlation_phase(
-    limit: str, cycle: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_ends_inside_a_correlation_phase(limit: str, cycle: int, monkeypatch: pytest.MonkeyPatch) -> None:
     dendrites = quick(max_correlation_epochs=3)
     epochs = 3 if cycle == 1 else 8
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
