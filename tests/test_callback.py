@@ -153,6 +153,49 @@ def test_the_candidates_optimizer_is_the_users() -> None:
     assert sum(p.numel() for p in made[0].param_groups[0]["params"]) == 3 * ((4 + 1) * 6 + (6 + 1) * 2)
 
 
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 4), (2, 2), (3, 2)])
+def test_candidates_step_when_the_models_optimizer_would_and_statistics_cover_an_epoch(
+    accumulate: int, steps: int
+) -> None:
+    """Four batches of 32: the last one of an epoch always steps."""
+    taken, samples = [], []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            taken.append(1)
+            return super().step(closure)
+
+    dendrites = quick(max_dendrites=1, max_correlation_epochs=3, optimizer=lambda p: Counting(p, lr=0.1))
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            if dendrites.phase == "correlation":
+                samples.append(dendrites.network.candidates["net.0"].samples.tolist())
+
+    fit(dendrites, callbacks=[Watch()], accumulate_grad_batches=accumulate)
+    assert len(taken) == 3 * steps
+    assert samples == 3 * [6 * [128.0]]
+
+
+def test_a_grown_model_trains_on_with_an_optimizer_that_knows_only_its_plain_parameters() -> None:
+    """As LightningCLI builds it, before the dendrites came."""
+    model = classifier()
+    fit(quick(max_dendrites=1), model)
+
+    def plain(model: Classifier) -> Any:
+        return torch.optim.Adam([p for name, p in model.named_parameters() if "dendrites" not in name], lr=0.02)
+
+    model.optimizers_of = plain
+    before = bits(model)
+    trainer = fit(DendriteCallback("train_loss", max_dendrites=0, verbose=False), model, max_epochs=1)
+    assert len(trainer.optimizers[0].param_groups[0]["params"]) == 6 + 2
+    assert not torch.equal(bits(model)["net.0.dendrites.weights.0"], before["net.0.dendrites.weights.0"])
+
+    model.optimizers_of = None
+    trainer = fit(DendriteCallback("train_loss", max_dendrites=0, verbose=False), model, max_epochs=1)
+    assert len(trainer.optimizers[0].param_groups[0]["params"]) == 6 + 2, "what is frozen does not belong there"
+
+
 def test_targets_and_exclude() -> None:
     dendrites = quick(targets=["net.*"], exclude=["net.4"])
     fit(dendrites)

@@ -124,8 +124,10 @@ class DendriticNetwork:
     def output_weights(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """What a base phase trains of the dendrites: each one's output weights ``a``, with the weight of its layer."""
         for name, dendrites in self.layers.items():
+            own = [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
             for weight in dendrites.weights:
-                yield weight, self._hosts[name].get_parameter("weight")
+                # By dimensions, not by name: a parametrized layer has its weight in parts, none of them called so.
+                yield weight, max(own, key=Tensor.dim, default=weight)
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """What dendrites have learned for good: ``V``, ``v`` and ``u``."""

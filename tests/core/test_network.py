@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from pl_dendrites.core import ACTIVATIONS, attach, detach
 from pl_dendrites.core.dendrites import Candidates, Dendrites
@@ -185,6 +186,25 @@ def test_the_trainable_parameters_can_be_told_by_name() -> None:
     assert network.trainable == ["hidden.weight", "hidden.bias"]
     network.discard()
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["hidden.weight", "hidden.bias"]
+
+
+@pytest.mark.parametrize(
+    ("make", "weight"),
+    [
+        pytest.param(lambda: nn.Linear(4, 3), "weight", id="plain"),
+        pytest.param(lambda: weight_norm(nn.Linear(4, 3)), "parametrizations.weight.original0", id="computed"),
+        pytest.param(lambda: weight_norm(nn.Conv1d(4, 3, 2)), "parametrizations.weight.original0", id="computed-conv"),
+    ],
+)
+def test_output_weights_come_with_a_weight_of_their_layer_and_the_rest_is_frozen(make: MakeLayer, weight: str) -> None:
+    layer = make()
+    network = attach(layer)
+    grow(layer, 2)
+    names = {id(parameter): name for name, parameter in layer.named_parameters()}
+    pairs = [(names[id(own)], names[id(of_layer)]) for own, of_layer in network.output_weights()]
+    assert pairs == [("dendrites.weights.0", weight), ("dendrites.weights.1", weight)]
+    frozen = [names[id(parameter)] for parameter in network.frozen_parameters()]
+    assert frozen == ["dendrites.links", "dendrites.nodes.weight", "dendrites.nodes.bias"]
 
 
 def test_a_layer_that_is_never_reached_gets_no_dendrite() -> None:

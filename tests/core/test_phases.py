@@ -182,6 +182,7 @@ def test_a_decision_waits_until_it_is_carried_out() -> None:
     assert machine.phase == "correlation"
     machine.commit()
     assert (machine.phase, machine.dendrites, machine.on_trial) == ("base", 1, True)
+    assert (machine.best, machine.phase_best) == (1.0, None)
     with pytest.raises(RuntimeError, match="no decision is pending"):
         machine.commit()
 
