@@ -69,7 +69,7 @@ def solve(seed: int) -> tuple[OneNeuron, int, int]:
         correlation_min_delta=0.01,
         verbose=False,
     )
-    solved = EarlyStopping("wrong", stopping_threshold=0.5, patience=10**6, check_on_train_epoch_end=True)
+    solved = EarlyStopping("wrong", stopping_threshold=0.01, patience=10**6, check_on_train_epoch_end=True)
     trainer = L.Trainer(
         max_epochs=-1,
         callbacks=[dendrites, solved],

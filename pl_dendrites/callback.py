@@ -133,6 +133,9 @@ class DendriteCallback(pl.Callback):
         check_at_least("max_correlation_epochs", max_correlation_epochs, 1)
         check_at_least("max_tries", max_tries, 0)
         check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
+        check("restart", isinstance(restart, bool), "true or false", restart)
+        check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
+        check("verbose", isinstance(verbose, bool), "true or false", verbose)
         self.monitor = monitor
         self.mode: Literal["min", "max"] = mode
         self.history: list[dict[str, Any]] = []
@@ -282,6 +285,11 @@ class DendriteCallback(pl.Callback):
             assert self.network is not None
             self.network.reset_correlations()
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no error."""
+        if self._correlation is not None and not loss.requires_grad:
+            loss.requires_grad_(True)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -294,7 +302,7 @@ class DendriteCallback(pl.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validated = True
-        if self._score_hook != "train" and self.monitor in trainer.callback_metrics:
+        if self._score_hook != "train" and host.is_validated(trainer, self.monitor):
             self._score_hook = "validation"
             self._score(trainer, pl_module)
 
@@ -379,7 +387,8 @@ class DendriteCallback(pl.Callback):
         if self._restart:
             assert self._initial is not None
             self._initial.restore()
-        host.drop_spoilt_state(trainer.optimizers)
+        else:
+            host.drop_spoilt_state(trainer.optimizers)
         self._say(f"base phase of cycle {self.cycle}, {self.num_dendrites} dendrites per neuron: {decision.reason}")
 
     @contextmanager

@@ -20,6 +20,7 @@ __all__ = [
     "StandStill",
     "adopt_parameters",
     "drop_spoilt_state",
+    "is_validated",
     "logging_step",
     "loss_scale",
     "order_parameters",
@@ -101,6 +102,15 @@ def loss_scale(trainer: pl.Trainer) -> Tensor | None:
     return getattr(scaler, "_scale", None)
 
 
+def is_validated(trainer: pl.Trainer, metric: str) -> bool:
+    """Whether the validation that just ended logged a metric.
+
+    ``callback_metrics`` also holds metrics of training: then not yet their means over the epoch, but older values.
+    """
+    own = metric in trainer._logger_connector.metrics["callback"]
+    return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
+
+
 class StandStill:
     """Keeps a Trainer's loops running while its optimizers, schedulers and early stopping do nothing.
 
@@ -120,8 +130,6 @@ class StandStill:
         self._strategy = trainer.strategy
         self._schedulers, self._strategy.lr_scheduler_configs = self._strategy.lr_scheduler_configs, []
         self._strategy.optimizer_step = self._skip_step  # type: ignore[method-assign]
-        self._backward = self._strategy.backward
-        self._strategy.backward = self._backward_if_any  # type: ignore[assignment, method-assign]
         self._muted = [callback for callback in _callbacks(trainer) if _is_a(callback, "EarlyStopping")]
         for callback in self._muted:
             callback._run_early_stopping_check = _do_nothing
@@ -130,10 +138,6 @@ class StandStill:
         self.stepped = True
         return closure()
 
-    def _backward_if_any(self, loss: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # With the network frozen, a loss that no candidate can reach has no gradient, and that is no error.
-        return self._backward(loss, *args, **kwargs) if loss.requires_grad else loss
-
     def scheduler_states(self) -> list[dict[str, Any]]:
         """States of the schedulers that are set aside, for a checkpoint."""
         return [config.scheduler.state_dict() for config in self._schedulers]
@@ -141,7 +145,6 @@ class StandStill:
     def release(self) -> None:
         """Give everything back."""
         self._strategy.__dict__.pop("optimizer_step", None)
-        self._strategy.__dict__.pop("backward", None)
         self._strategy.lr_scheduler_configs = self._schedulers
         for callback in self._muted:
             callback.__dict__.pop("_run_early_stopping_check", None)

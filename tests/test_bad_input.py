@@ -56,7 +56,7 @@ def assert_nothing_left(trainer: L.Trainer, model: nn.Module) -> None:
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert all(".dendrites.nodes." in name or name.endswith(".dendrites.links") for name in frozen)
     assert all(getattr(layer, "candidates", None) is None for layer in model.modules())
-    assert "optimizer_step" not in vars(trainer.strategy)
+    assert not {"optimizer_step", "backward"} & vars(trainer.strategy).keys()
     assert not any("_run_early_stopping_check" in vars(callback) for callback in trainer.callbacks)
 
 
@@ -219,7 +219,9 @@ ARGUMENTS = [
     *[("targets", value, "a list of names or patterns") for value in ("net.*", [""], [nn.Linear], {"net"}, 3)],
     *[("exclude", value, "a list of names or patterns") for value in ("net.*", [None], None)],
     *[("monitor", value, "the name of a metric") for value in ("", None, 3, ["val_loss"])],
-    *[("optimizer", value, "callable") for value in ("Adam", 0.01)],
+    *[("optimizer", value, "a callable") for value in ("Adam", 0.01)],
+    *[(name, value, "true or false") for name in ("restart", "verbose") for value in ("no", None, 1)],
+    *[("dirpath", value, "a path") for value in (3, True, "")],
 ]
 
 
@@ -379,10 +381,6 @@ class InCorrelation(L.Callback):
             self.act()
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.usefixtures("_sigint")
 @pytest.mark.parametrize("limit", ["max_epochs", "max_steps", "max_time", "interrupt"])
 @pytest.mark.parametrize("cycle", [1, 2])
@@ -489,6 +487,30 @@ def test_load_from_checkpoint_of_another_model(grown: Path) -> None:
     for strict in (None, False):
         with pytest.raises((ValueError, RuntimeError), match=r"net\.0"):
             load_from_checkpoint(Elsewhere, grown, strict=strict)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("net.0.dendrites.nodes.weight", torch.zeros(7, 4), r"dendrites\.nodes\.weight must have the shape \(6, 4\)"),
+        ("net.0.dendrites.weights.0", None, r"incomplete: .*missing \['weights\.0'\]"),
+        ("net.0.dendrites.activation_code", torch.tensor(9), "activation_code must be an integer below 4, got 9"),
+        ("net.7.dendrites.links", torch.zeros(0, 6), "the model has no such layer"),
+        ("net.1.dendrites.links", torch.zeros(0, 6), "a BatchNorm1d cannot have any"),
+    ],
+)
+def test_load_from_checkpoint_of_damaged_dendrites(
+    key: str, value: Tensor | None, says: str, grown: Path, tmp_path: Path
+) -> None:
+    checkpoint = torch.load(grown, weights_only=True)
+    if value is None:
+        del checkpoint["state_dict"][key]
+    else:
+        checkpoint["state_dict"][key] = value
+    torch.save(checkpoint, tmp_path / "damaged.ckpt")
+    layer = key.partition(".dendrites")[0]
+    with pytest.raises(ValueError, match=rf"(?s)does not fit the model:\n  '{layer}': .*{says}"):
+        load_from_checkpoint(Classifier, tmp_path / "damaged.ckpt")
 
 
 @pytest.mark.parametrize("number", [0, 2, None, "1"])

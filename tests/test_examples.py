@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run(path: Path, *arguments: str, cwd: Path) -> str:
     command = [sys.executable, str(EXAMPLES / path), *arguments]
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=1500).stdout
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True, timeout=1500)
+    return done.stdout
 
 
 @pytest.mark.timeout(300)

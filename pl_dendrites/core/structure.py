@@ -104,9 +104,9 @@ def _read_layer(layer: nn.Module | None, values: Mapping[str, Any]) -> LayerStru
     shapes = {f"nodes.{part}": tuple(tensor.shape) for part, tensor in nodes.items()}
     shapes["links"] = (count * (count - 1) // 2, neurons)
     shapes["activation_code"] = ()
-    shapes.update({f"weights.{j}": (neurons,) for j in range(count)})
+    shapes.update({f"weights.{j}": (neurons,) for j in range(max(count, 1))})
     missing = sorted(set(shapes) - set(values))
-    if missing or set(values) - set(shapes) or count == 0:
+    if missing or set(values) - set(shapes):
         raise ValueError(f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}")
     for part, shape in shapes.items():
         value = values[part]
