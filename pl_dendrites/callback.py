@@ -22,6 +22,7 @@ from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count, summary_table
+from pl_dendrites.score import Score
 
 __all__ = ["DendriteCallback"]
 
@@ -169,9 +170,8 @@ class DendriteCallback(pl.Callback):
         self._fitting = False
         self._initial: host.InitialOptimizers | None = None
         self._correlation: CorrelationPhase | None = None
-        self._score_hook: Literal["validation", "train"] | None = None
-        self._validated = False
-        self._scored_step = self._ended_step = -1
+        self._score = Score(self.monitor)
+        self._ended_step = -1
         self._seed = 0
 
     @property
@@ -263,11 +263,10 @@ class DendriteCallback(pl.Callback):
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
         if not self._fitting:
             return
-        self._interrupted = {
-            "callback": self.state_dict(),
-            "weights": model_weights(pl_module),
-            "optimizer_parameters": host.parameter_names(trainer.optimizers, pl_module),
-        }
+        checkpoint: dict[str, Any] = {"optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers]}
+        self.on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = model_weights(pl_module)
+        self._interrupted = {"callback": self.state_dict(), "checkpoint": checkpoint}
         self._finish(trainer, pl_module, self.stop_reason or f"interrupted by {type(exception).__name__}")
 
     # -- training -------------------------------------------------------------------------------------------------
@@ -299,12 +298,8 @@ class DendriteCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        self._validated = True
-        if self._score_hook != "train" and host.is_validated(trainer, self.monitor):
-            self._score_hook = "validation"
-            self._score(trainer, pl_module)
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._step(trainer, pl_module, self._score.after_validation(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from training; count the epoch; log."""
@@ -312,10 +307,7 @@ class DendriteCallback(pl.Callback):
             return  # a checkpoint from a validation makes Lightning end that epoch again
         self._ended_step = trainer.global_step
         assert self.network is not None
-        if self._score_hook is None:
-            self._find_monitor(trainer)
-        if self._score_hook == "train":
-            self._score(trainer, pl_module)
+        self._step(trainer, pl_module, self._score.after_epoch(trainer))
         rose = self.phase == "correlation" and self.network.correlation_rose(self._correlation_min_delta)
         self._act_on(trainer, pl_module, self._machine.end_epoch(rose))
         log_scalars(
@@ -327,20 +319,9 @@ class DendriteCallback(pl.Callback):
             correlations=correlation_figures(self.network.correlations()),
         )
 
-    def _find_monitor(self, trainer: pl.Trainer) -> None:
-        if self.monitor in trainer.callback_metrics:
-            self._score_hook = "train"
-        elif self._validated or not trainer.enable_validation:
-            raise MisconfigurationException(
-                f"DendriteCallback(monitor={self.monitor!r}): no such metric was logged by the end of an epoch. Logged"
-                f" are: {sorted(trainer.callback_metrics)}. A metric of training must be logged in `training_step`."
-            )
-
-    def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._scored_step == trainer.global_step:
-            return
-        self._scored_step = trainer.global_step
-        self._act_on(trainer, pl_module, self._machine.step(float(trainer.callback_metrics[self.monitor])))
+    def _step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, score: float | None) -> None:
+        if score is not None:
+            self._act_on(trainer, pl_module, self._machine.step(score))
 
     def _act_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
@@ -443,16 +424,17 @@ class DendriteCallback(pl.Callback):
         """Everything that a resumed run needs, as tensors and plain values."""
         if self._interrupted is not None:
             return dict(self._interrupted["callback"])
+        # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
+        running = self._correlation.state_dict() if self._correlation else (self._resumed or {}).get("correlation")
         return {
             "format": _STATE_FORMAT,
             "machine": self._machine.state_dict(),
             "history": [dict(record) for record in self.history],
             "best": self._best.state_dict(),
             "seed": self._seed,
-            "score_hook": self._score_hook,
-            "scored_step": self._scored_step,
+            "score": self._score.state_dict(),
             "ended_step": self._ended_step,
-            "correlation": None if self._correlation is None else self._correlation.state_dict(),
+            "correlation": running,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -472,23 +454,23 @@ class DendriteCallback(pl.Callback):
         self._machine.load_state_dict(state_dict["machine"])
         self.history = [dict(record) for record in state_dict["history"]]
         self._best.load_state_dict(state_dict["best"])
-        self._seed, self._score_hook = state_dict["seed"], state_dict["score_hook"]
-        self._scored_step, self._ended_step = state_dict["scored_step"], state_dict["ended_step"]
+        self._score.load_state_dict(state_dict["score"])
+        self._seed, self._ended_step = state_dict["seed"], state_dict["ended_step"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put into the checkpoint what stands aside: schedulers in a correlation phase, weights after an exception.
+        """Put into the checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
 
         Optimizer state is saved by position; the names say what each position was.
         """
-        if self._correlation is not None:
-            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
-        names = host.parameter_names(trainer.optimizers, pl_module)
         if self._interrupted is not None:
-            checkpoint["state_dict"] = self._interrupted["weights"]
-            names = self._interrupted["optimizer_parameters"]
-        checkpoint[_CHECKPOINT_KEY] = names
+            checkpoint.update(self._interrupted["checkpoint"])
+            return
+        if self._correlation is not None:
+            self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
+            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
+        checkpoint[_CHECKPOINT_KEY] = host.parameter_names(trainer.optimizers, pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -66,6 +66,10 @@ class CorrelationPhase:
         self._host.release()
         self._network.discard()
 
+    def hold_still(self) -> None:
+        """Put the model's buffers back, which move with a forward pass."""
+        self._network.hold_still()
+
     def scheduler_states(self) -> list[dict[str, Any]]:
         """States of the user's schedulers, which are set aside."""
         return self._host.scheduler_states()

@@ -92,8 +92,8 @@ def _callbacks(trainer: pl.Trainer) -> list[Any]:
 
 
 def logging_step(trainer: pl.Trainer) -> int:
-    """The step that Lightning's own loggers use, which is not ``global_step`` under manual optimization."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    """When an epoch ends, the step at which Lightning logs that epoch's metrics: its last one that stepped."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
 
 def loss_scale(trainer: pl.Trainer) -> Tensor | None:

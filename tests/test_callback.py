@@ -344,6 +344,20 @@ def test_models_of_other_shapes(kind: str) -> None:
     assert {d.count for d in dendrites.network.layers.values()} == {dendrites.num_dendrites}
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_parts_of_a_model_grow_as_it_would_without(in_place: bool) -> None:
+    plain, compiled = quick(), quick()
+    fit(plain)
+    model = classifier()
+    if in_place:
+        model.net.compile(backend="eager")
+    else:
+        model.net = torch.compile(model.net, backend="eager")
+    fit(compiled, model)
+    assert compiled.history == plain.history
+    assert list(compiled.network.layers) == ["net.0", "net.4"]
+
+
 def test_sanity_check_and_validation_before_and_between_do_not_count() -> None:
     dendrites, model = quick(), classifier()
     trainer = L.Trainer(max_epochs=4, callbacks=[dendrites], num_sanity_val_steps=2, **QUIET)

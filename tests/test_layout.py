@@ -11,7 +11,7 @@ import pl_dendrites
 
 PACKAGE = Path(pl_dendrites.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ORDER = ["arguments", "host", "correlation", "checkpoint", "monitor", "callback"]
+ORDER = ["arguments", "host", "score", "correlation", "checkpoint", "monitor", "callback"]
 
 
 def imported(path: Path) -> set[str]:
@@ -41,7 +41,7 @@ def test_only_one_file_touches_what_lightning_does_not_document(path: Path) -> N
         and not node.attr.startswith("__")
         and ast.unparse(node.value).split(".")[0] not in own
     }
-    torchs = {"_forward_hooks", "_forward_hooks_with_kwargs", "_load_state_dict_pre_hooks", "_modules"}
+    torchs = {"_forward_hooks", "_forward_hooks_with_kwargs", "_load_state_dict_pre_hooks", "_modules", "_parameters"}
     tuples = {"_asdict", "_fields"}
     allowed = path.name == "host.py" or all(name.rpartition(".")[2] in torchs | tuples for name in private)
     assert allowed, private

@@ -157,7 +157,8 @@ class Dendrites(nn.Module):
         """Make the best candidate of every neuron its next dendrite and let the pool go.
 
         The best is the one with the largest absolute Pearson correlation over the running statistics. Its output weight
-        starts at zero, so that the network's output does not change.
+        starts at zero, so that the network's output does not change, but for the rounding of a larger matrix product
+        where there were dendrites before.
 
         Args:
             layer: the layer that the dendrites belong to.

@@ -79,6 +79,7 @@ def read_structure(
     for name, values in parts.items():
         try:
             structure[name] = _read_layer(modules.get(name), values)
+            _check_weight(modules[name], state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight"))
         except ValueError as error:
             wrong.append(f"  '{name}': {error}")
     if wrong:
@@ -90,6 +91,13 @@ def read_structure(
         if name not in parts and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
             structure[name] = LayerStructure(0, own.activation)
     return structure
+
+
+def _check_weight(layer: nn.Module, given: Any) -> None:
+    # PyTorch would notice too, but after the model has grown.
+    own = layer._parameters.get("weight")
+    if own is not None and isinstance(given, Tensor) and given.shape != own.shape:
+        raise ValueError(f"weight must have the shape {tuple(own.shape)}, got {tuple(given.shape)}")
 
 
 def _read_layer(layer: nn.Module | None, values: Mapping[str, Any]) -> LayerStructure:

@@ -63,6 +63,9 @@ def select_targets(model: nn.Module, targets: Sequence[str] | None = None, exclu
           '1' (LayerNorm): dendrites for this type are not supported
         Layers that can: '0' (Linear), '2' (Linear)
     """
+    for argument, patterns in (("targets", targets), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
     modules = _modules(model)
     reasons = {name: _why_not(name, module, modules) for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}

@@ -347,3 +347,19 @@ def test_weights_that_do_not_fit_name_every_layer_and_change_nothing(
 )
 def test_keys_of_dendrites_are_told_from_the_users(key: str, expected: bool) -> None:
     assert is_dendrite_key(key) is expected
+
+
+@pytest.mark.parametrize("load", [restore_structure, lambda model, weights: model.load_state_dict(weights)])
+def test_a_layer_whose_own_weight_does_not_fit_is_named_before_anything_changes(load: Any) -> None:
+    """A Linear with other inputs, whose dendrites happen to fit."""
+    grown = nn.Sequential(nn.Linear(3, 2))
+    network = attach(grown)
+    network.layers["0"].resize(grown[0], 1)
+    weights = grown.state_dict() | {"0.weight": torch.zeros(2, 4)}
+    model = nn.Sequential(nn.Linear(3, 2))
+    attach(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"'0': weight must have the shape \(2, 3\), got \(2, 4\)"):
+        load(model, weights)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -1,0 +1,346 @@
+"""Reaching into the Trainer: optimizers follow a network that grows, stand still, start anew; every scheduler goes on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
+
+from pl_dendrites import host
+from tests.models import Classifier, classifier, quick, train
+
+# -- parameters come and go ---------------------------------------------------------------------------------------
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape))
+
+
+def same(one: list[nn.Parameter], other: list[nn.Parameter]) -> bool:
+    return [id(p) for p in one] == [id(p) for p in other]
+
+
+def groups_of(optimizer: Optimizer) -> list[list[nn.Parameter]]:
+    return [group["params"] for group in optimizer.param_groups]
+
+
+def test_a_parameter_joins_the_group_of_its_layers_weight_by_identity() -> None:
+    """All are zero and of one shape: a comparison of values would find the first group each time."""
+    a, b, c, new_b, new_c, again = (zeros(3) for _ in range(6))
+    one, two = SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1), Adam([c])
+    host.adopt_parameters([one, two], [], [(new_b, b), (new_c, c)])
+    assert same(groups_of(one)[0], [a])
+    assert same(groups_of(one)[1], [b, new_b])
+    assert same(groups_of(two)[0], [c, new_c])
+    host.adopt_parameters([one, two], [], [(new_b, b), (new_c, c), (again, new_b)])
+    assert same(groups_of(one)[1], [b, new_b, again]), "never twice"
+    assert same(groups_of(two)[0], [c, new_c])
+
+
+def test_a_parameter_whose_layer_nobody_trains_joins_the_first_group() -> None:
+    a, b, frozen, new = (zeros(3) for _ in range(4))
+    optimizer = SGD([{"params": [a]}, {"params": [b]}], lr=0.1)
+    host.adopt_parameters([optimizer], [], [(new, frozen)])
+    assert [len(group) for group in groups_of(optimizer)] == [2, 1]
+    assert groups_of(optimizer)[0][1] is new
+    host.adopt_parameters([], [], [(new, frozen)])  # no optimizer, no error
+
+
+def test_a_parameter_leaves_by_identity_with_its_state() -> None:
+    a, b, c = (zeros(3) for _ in range(3))
+    optimizer = Adam([{"params": [a, b]}, {"params": [c]}])
+    for parameter in (a, b, c):
+        parameter.grad = torch.ones(3)
+    optimizer.step()
+    kept = copy.deepcopy(optimizer.state[a])
+    with torch.no_grad():
+        for parameter in (a, b, c):
+            parameter.zero_()
+    host.adopt_parameters([optimizer], [b, zeros(3)], [])
+    assert [len(group) for group in groups_of(optimizer)] == [1, 1]
+    assert groups_of(optimizer)[0][0] is a
+    assert groups_of(optimizer)[1][0] is c
+    assert set(map(id, optimizer.state)) == {id(a), id(c)}
+    assert all(torch.equal(optimizer.state[a][key], value) for key, value in kept.items())
+
+
+def test_one_leaves_and_its_successor_comes() -> None:
+    weight, bias, old, new = (zeros(3) for _ in range(4))
+    optimizer = SGD([weight, bias], lr=0.1)
+    host.adopt_parameters([optimizer], [], [(old, weight)])
+    host.adopt_parameters([optimizer], [old], [(new, weight)])
+    assert same(groups_of(optimizer)[0], [weight, bias, new])
+
+
+def test_names_follow() -> None:
+    model = nn.Linear(2, 3)
+    optimizer = Adam(model.named_parameters())
+    one, two = zeros(3), zeros(3)
+    host.adopt_parameters([optimizer], [model.bias], [(one, model.weight), (two, model.weight)])
+    group = optimizer.param_groups[0]
+    assert len(group["param_names"]) == len(set(group["param_names"])) == len(group["params"]) == 3
+    assert group["param_names"][0] == "weight"
+    assert all("dendrites" in name for name in group["param_names"][1:])
+    other = Adam(nn.Linear(2, 3).named_parameters())
+    host.adopt_parameters([other], [other.param_groups[0]["params"][1]], [(zeros(3), zeros(3)), (zeros(3), zeros(3))])
+    other.load_state_dict(optimizer.state_dict())
+
+
+def test_state_that_is_not_finite_goes() -> None:
+    good, bad = zeros(2), zeros(2)
+    optimizer = Adam([good, bad])
+    good.grad, bad.grad = torch.ones(2), torch.tensor([1.0, float("nan")])
+    optimizer.step()
+    host.drop_spoilt_state([optimizer])
+    assert list(map(id, optimizer.state)) == [id(good)]
+
+
+# -- order and names ----------------------------------------------------------------------------------------------
+
+
+def two_optimizers(model: nn.Sequential, reverse: bool) -> list[Optimizer]:
+    foreign = zeros(1)
+    first = [model[0].weight, foreign, model[0].bias]
+    groups = [{"params": [model[2].bias]}, {"params": [model[2].weight]}]
+    return [Adam(first[::-1] if reverse else first), SGD(groups, lr=0.1)]
+
+
+def test_fresh_optimizers_take_the_order_of_a_checkpoint() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    saved, fresh = two_optimizers(model, False), two_optimizers(model, True)
+    names = host.parameter_names(saved, model)
+    assert names == [[["0.weight", "", "0.bias"]], [["2.bias"], ["2.weight"]]]
+    foreign = fresh[0].param_groups[0]["params"][1]
+    host.order_parameters(fresh, model, names)
+    assert host.parameter_names(fresh, model) == names
+    assert same(groups_of(fresh[0])[0], [model[0].weight, foreign, model[0].bias])
+    host.order_parameters(fresh, model, names)
+    assert host.parameter_names(fresh, model) == names
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda names: names.pop(), r"optimizers of \[1\] parameter groups, the model configures \[1, 2\]"),
+        (lambda names: names[1].pop(), r"optimizers of \[1, 1\] parameter groups, the model configures \[1, 2\]"),
+        (lambda names: names[1][0].append("2.dendrites.weights.0"), r"trained \['2\.dendrites\.weights\.0'\].*lacks"),
+        (lambda names: names[1][0].pop(), r"did not train \['2\.bias'\]"),
+        (lambda names: names[0][0].remove("0.weight"), r"did not train \['0\.weight'\]"),
+        (lambda names: names[0][0].append(""), "2 parameters that are not the model's, the fresh one has 1"),
+        (lambda names: names[0][0].remove(""), "0 parameters that are not the model's, the fresh one has 1"),
+    ],
+)
+def test_optimizers_that_are_not_those_of_the_checkpoint(change: Callable[[Any], Any], says: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    names = host.parameter_names(two_optimizers(model, False), model)
+    change(names)
+    fresh = two_optimizers(model, True)
+    before = [list(group) for optimizer in fresh for group in groups_of(optimizer)]
+    with pytest.raises(MisconfigurationException, match=says):
+        host.order_parameters(fresh, model, names)
+    after = [group for optimizer in fresh for group in groups_of(optimizer)]
+    assert all(same(one, other) for one, other in zip(before, after, strict=True))
+
+
+# -- schedulers ---------------------------------------------------------------------------------------------------
+
+Scheduler = Any
+SCHEDULERS: dict[str, Callable[[Optimizer], Scheduler]] = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 3], 0.5),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.5, 1.0, 3),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 20),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 8),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3, 2),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 3, cycle_momentum=False),
+    "CyclicLR, own scale": lambda o: lr_scheduler.CyclicLR(
+        o, 0.01, 0.1, 3, cycle_momentum=False, scale_fn=lambda x: 0.9**x, scale_mode="iterations"
+    ),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, 60),
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.95),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 2), lr_scheduler.CosineAnnealingLR(o, 8)], [2]
+    ),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0),
+}
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "SGD": lambda params: SGD(params, lr=0.02, momentum=0.9),
+    "Adam": lambda params: Adam(params, lr=0.02),
+    "AdamW": lambda params: AdamW(params, lr=0.02, weight_decay=0.1),
+}
+
+
+def rates(optimizer: Optimizer) -> list[tuple[float, Any]]:
+    """With what else a scheduler may move."""
+    return [(group["lr"], group.get("momentum", group.get("betas"))) for group in optimizer.param_groups]
+
+
+def steps(optimizer: Optimizer, scheduler: Scheduler, count: int = 6) -> list[Any]:
+    seen = []
+    for _ in range(count):
+        seen.append(rates(optimizer))
+        optimizer.step()
+        scheduler.step(*[1.0] * isinstance(scheduler, lr_scheduler.ReduceLROnPlateau))
+    return seen
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+@pytest.mark.parametrize("make_scheduler", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+def test_restored_schedulers_go_as_fresh_ones(
+    make_optimizer: Callable[[Any], Optimizer], make_scheduler: Callable[[Optimizer], Scheduler]
+) -> None:
+    def make() -> tuple[list[nn.Parameter], Optimizer, Scheduler]:
+        parameters = [zeros(2), zeros(2)]
+        for parameter in parameters:
+            parameter.grad = torch.ones(2)
+        optimizer = make_optimizer([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.005}])
+        return parameters, optimizer, make_scheduler(optimizer)
+
+    expected = steps(*make()[1:])
+    parameters, optimizer, scheduler = make()
+    trainer = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)])
+    initial = host.InitialOptimizers(trainer)
+    for _ in range(2):  # what is restored must not be what is kept
+        assert steps(optimizer, scheduler, 5) == expected[:5]
+        assert optimizer.state
+        initial.restore()
+        assert not optimizer.state
+    assert rates(optimizer) == expected[0]
+    assert steps(optimizer, scheduler) == expected
+    assert same([p for group in groups_of(optimizer) for p in group], parameters)
+
+
+def test_a_restore_leaves_parameters_where_they_are_and_other_settings_as_they_were() -> None:
+    a, b = zeros(2), zeros(2)
+    optimizer = AdamW(nn.ParameterDict({"a": a}).named_parameters(), weight_decay=0.1)
+    trainer = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[])
+    initial = host.InitialOptimizers(trainer)
+    host.adopt_parameters([optimizer], [], [(b, a)])
+    optimizer.param_groups[0].update(weight_decay=0.5, betas=(0.5, 0.5), lr=3.0)
+    initial.restore()
+    group = optimizer.param_groups[0]
+    assert same(group["params"], [a, b])
+    assert len(group["param_names"]) == 2
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (0.1, (0.9, 0.999), 0.001)
+
+
+class Rates(L.Callback):
+    """The learning rate with which each batch of a phase trains."""
+
+    def __init__(self, dendrites: Any) -> None:
+        self.dendrites = dendrites
+        self.seen: dict[tuple[str, int], list[float]] = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        key = (self.dendrites.phase, self.dendrites.cycle)
+        self.seen.setdefault(key, []).append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("restart", [True, False])
+@pytest.mark.parametrize("make_scheduler", SCHEDULERS.values(), ids=SCHEDULERS.keys())
+def test_a_fit_with_growth_under_every_scheduler(
+    make_scheduler: Callable[[Optimizer], Scheduler], restart: bool
+) -> None:
+    def optimizers_of(model: Classifier) -> Any:
+        optimizer = SGD(model.parameters(), lr=0.02, momentum=0.9)
+        scheduler = make_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss"}}
+
+    dendrites = quick(restart=restart, base_epochs=3)
+    observed = Rates(dendrites)
+    train(classifier(optimizers_of), dendrites, observed)
+    assert [len(rates) // 4 for rates in observed.seen.values()] == [3, 2, 3, 2, 3]
+    base = [observed.seen["base", cycle] for cycle in range(3)]
+    for cycle in (1, 2):
+        assert len(set(observed.seen["correlation", cycle])) == 1, "a scheduler stepped in a correlation phase"
+    if restart:
+        assert base[1] == base[2] == base[0]
+        return
+
+    # Without: as one long base phase, of as many epochs.
+    alone = quick(max_dendrites=0, base_epochs=9)
+    whole = Rates(alone)
+    train(classifier(optimizers_of), alone, whole)
+    if "ReduceLROnPlateau" not in str(make_scheduler(SGD([zeros(1)], lr=1.0))):
+        assert base[0] + base[1] + base[2] == whole.seen["base", 0]
+    assert base[1][0] == observed.seen["correlation", 1][-1]
+    assert base[2][0] == observed.seen["correlation", 2][-1]
+
+
+# -- standing still -----------------------------------------------------------------------------------------------
+
+
+class Inspect(L.Callback):
+    """What stands in the Trainer at every batch."""
+
+    def __init__(self, dendrites: Any) -> None:
+        self.dendrites = dendrites
+        self.rows: list[tuple[str, set[str], int, int]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        shadows = {"optimizer_step", "backward"} & vars(trainer.strategy).keys()
+        self.rows.append((self.dendrites.phase, shadows, len(trainer.lr_scheduler_configs), trainer.global_step))
+
+
+def test_the_strategy_and_the_schedulers_of_a_correlation_phase(tmp_path: Path) -> None:
+    def optimizers_of(model: Classifier) -> Any:
+        optimizer = Adam(model.parameters(), lr=0.02)
+        return [optimizer], [lr_scheduler.StepLR(optimizer, 1)]
+
+    dendrites = quick(max_dendrites=1)
+    inspect = Inspect(dendrites)
+    keep = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, every_n_epochs=1)
+    by_step = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=3)
+    stopper = EarlyStopping("train_loss", patience=100)
+    trainer = train(classifier(optimizers_of), dendrites, inspect, keep, by_step, stopper, enable_checkpointing=True)
+    assert [row[0] for row in inspect.rows] == ["base"] * 8 + ["correlation"] * 8 + ["base"] * 8
+    for phase, shadows, schedulers, _ in inspect.rows:
+        assert "optimizer_step" in shadows or phase == "base"
+        assert not shadows or phase == "correlation"
+        assert schedulers == (0 if phase == "correlation" else 1)
+    assert [row[3] for row in inspect.rows] == list(range(1, 25))
+    assert trainer.global_step == 24
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *[f"epoch={epoch}.ckpt" for epoch in range(6)],
+        *[f"step={step}.ckpt" for step in range(3, 25, 3)],
+    }
+
+
+def test_stand_still_alone() -> None:
+    """Closures run, nothing steps, and one release gives everything back, however often it is called."""
+    parameter = zeros(2)
+    optimizer = SGD([parameter], lr=0.1)
+    stopper = EarlyStopping("x")
+    scheduler = SimpleNamespace(scheduler=lr_scheduler.StepLR(optimizer, 1))
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", callbacks=[stopper])
+    before = vars(trainer.strategy).keys() - {"lr_scheduler_configs"}
+    configs = trainer.strategy.lr_scheduler_configs = [scheduler]
+    still = host.StandStill(trainer)
+    assert trainer.strategy.lr_scheduler_configs == []
+    assert still.scheduler_states() == [scheduler.scheduler.state_dict()]
+    assert not still.stepped
+    assert trainer.strategy.optimizer_step(optimizer, lambda: "loss", model=None) == "loss"
+    assert still.stepped
+    assert parameter.tolist() == [0.0, 0.0]
+    assert stopper._run_early_stopping_check(trainer) is None
+    for _ in range(2):
+        still.release()
+        assert trainer.strategy.lr_scheduler_configs is configs
+        assert vars(trainer.strategy).keys() - {"lr_scheduler_configs"} == before
+        assert "_run_early_stopping_check" not in vars(stopper)
