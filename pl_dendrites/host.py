@@ -6,6 +6,7 @@ No other file touches an attribute that Lightning does not document. What is don
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "refuse_unsupported",
 ]
 
+_NAMELESS = "(not in the model)"
 _AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
 
 
@@ -244,19 +246,23 @@ def order_parameters(
         names: what :func:`parameter_names` returned when the checkpoint was saved.
 
     Raises:
-        MisconfigurationException: if there are other optimizers or groups than then, or a parameter is gone.
+        MisconfigurationException: if there are other optimizers, groups or parameters than then; nothing is changed.
     """
     shape, saved = [len(o.param_groups) for o in optimizers], [len(groups) for groups in names]
     if shape != saved:
         raise MisconfigurationException(
             f"the checkpoint was saved with optimizers of {saved} parameter groups, the model configures {shape}"
         )
+    for fresh, then in zip(parameter_names(optimizers, module), names, strict=True):
+        now, before = (Counter(name or _NAMELESS for group in groups for name in group) for groups in (fresh, then))
+        if now != before:
+            raise MisconfigurationException(
+                "the checkpoint's optimizer trained other parameters than the model's does: only the checkpoint's"
+                f" {sorted((before - now).elements())}, only the model's {sorted((now - before).elements())}"
+            )
     parameters = dict(module.named_parameters())
     own = {id(parameter) for parameter in parameters.values()}
     for optimizer, groups in zip(optimizers, names, strict=True):
+        nameless = iter([p for group in optimizer.param_groups for p in group["params"] if id(p) not in own])
         for group, wanted in zip(optimizer.param_groups, groups, strict=True):
-            missing = [name for name in wanted if name and name not in parameters]
-            if missing:
-                raise MisconfigurationException(f"the checkpoint's optimizer trained {missing}, which the model lacks")
-            foreign = iter([p for p in group["params"] if id(p) not in own])
-            group["params"][:] = [parameters[name] if name else next(foreign) for name in wanted]
+            group["params"][:] = [parameters[name] if name else next(nameless) for name in wanted]
