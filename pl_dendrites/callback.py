@@ -251,7 +251,7 @@ class DendriteCallback(pl.Callback):
         if self.num_dendrites == 0 and self._max_dendrites > 0:
             tried = max((record["cycle"] for record in self.history), default=0)
             rank_zero_warn(
-                f"DendriteCallback: the model has no dendrites. {tried} sets were tried; the last phase ended because:"
+                f"DendriteCallback: the model has no dendrites. Sets tried: {tried}; the last phase ended because:"
                 f" {self.history[-1]['reason']}."
             )
 
@@ -321,7 +321,11 @@ class DendriteCallback(pl.Callback):
 
     def _step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, score: float | None) -> None:
         if score is not None:
-            self._act_on(trainer, pl_module, self._machine.step(score))
+            try:
+                decision = self._machine.step(score)
+            except ValueError as error:
+                raise ValueError(f"DendriteCallback(monitor={self.monitor!r}): {error}") from None
+            self._act_on(trainer, pl_module, decision)
 
     def _act_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
@@ -341,7 +345,7 @@ class DendriteCallback(pl.Callback):
             self._best.restore(pl_module)
         self._machine.commit()
         self._start_candidates(trainer)
-        self._say(f"correlation phase of cycle {self.cycle}, {self._pool} candidates per neuron: {decision.reason}")
+        self._say(f"correlation phase of cycle {self.cycle}, candidates per neuron {self._pool}: {decision.reason}")
 
     def _start_candidates(self, trainer: pl.Trainer, trainable: Sequence[str] | None = None) -> CorrelationPhase:
         assert self.network is not None
@@ -370,7 +374,7 @@ class DendriteCallback(pl.Callback):
             self._initial.restore()
         else:
             host.drop_spoilt_state(trainer.optimizers)
-        self._say(f"base phase of cycle {self.cycle}, {self.num_dendrites} dendrites per neuron: {decision.reason}")
+        self._say(f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}")
 
     @contextmanager
     def _optimizers_follow(self, trainer: pl.Trainer) -> Iterator[None]:

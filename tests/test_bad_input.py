@@ -197,7 +197,9 @@ def test_a_loss_that_is_nan_in_a_batch_of_a_correlation_phase_spoils_no_candidat
 def test_a_first_base_phase_without_a_finite_score(settings: dict[str, Any]) -> None:
     dendrites = quick("score", **settings)
     model = poisoned(dendrites, score=float("nan"), where=("base", 0))
-    with pytest.raises(ValueError, match="monitored value was never finite"):
+    with pytest.raises(
+        ValueError, match=r"monitor=.*: the first base phase is over and the monitored value was never finite"
+    ):
         train(model, dendrites)
     assert dendrites.num_dendrites == 0
 
@@ -429,12 +431,12 @@ def test_training_ends_inside_a_correlation_phase(limit: str, cycle: int, monkey
 
 
 def test_no_dendrite_by_the_end_because_training_was_short() -> None:
-    with pytest.warns(UserWarning, match=r"no dendrites\. 0 sets were tried; .* because: training ended\."):
+    with pytest.warns(UserWarning, match=r"no dendrites\. Sets tried: 0; .* because: training ended\."):
         train(classifier(), quick(), max_epochs=1)
 
 
 def test_no_dendrite_by_the_end_because_no_set_helped() -> None:
-    with pytest.warns(UserWarning, match=r"no dendrites\. 2 sets were tried; .* 2 sets in a row did not help\."):
+    with pytest.warns(UserWarning, match=r"no dendrites\. Sets tried: 2; .* 2 sets in a row did not help\."):
         train(classifier(), quick(min_delta=10.0, max_tries=1))
 
 

@@ -40,8 +40,7 @@ def test_best_ckpt_is_the_best_model(tmp_path: Path) -> None:
     assert same_bits(bits(again), bits(model))
 
 
-def test_without_dirpath_there_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_without_dirpath_there_is_no_file(tmp_path: Path) -> None:
     dendrites = quick()
     L.Trainer(max_epochs=3, callbacks=[dendrites], **QUIET).fit(classifier(), *loaders())
     assert dendrites.best_model_path == ""

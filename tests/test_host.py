@@ -158,6 +158,20 @@ def test_optimizers_that_are_not_those_of_the_checkpoint(change: Callable[[Any],
 # -- schedulers ---------------------------------------------------------------------------------------------------
 
 Scheduler = Any
+
+
+class Remembering(lr_scheduler.LRScheduler):
+    """A user's own, with a list in its state that grows in place."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.past: list[int] = []
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        self.past.append(self.last_epoch)
+        return [rate * 0.9 ** (len(self.past) - 1) for rate in self.base_lrs]
+
+
 SCHEDULERS: dict[str, Callable[[Optimizer], Scheduler]] = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
     "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 3], 0.5),
@@ -180,6 +194,7 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Scheduler]] = {
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o, 0.5, 2), lr_scheduler.ExponentialLR(o, 0.9)]
     ),
+    "a user's own": Remembering,
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, "max", patience=0),
 }
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {

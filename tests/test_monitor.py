@@ -217,11 +217,11 @@ def test_a_log_line_for_every_event_with_its_reason(
             "'net.1' gets no dendrites: dendrites for this type are not supported",
             "'net.2' gets no dendrites: dendrites for this type are not supported",
             "'net.3' gets no dendrites: dendrites for this type are not supported",
-            "correlation phase of cycle 1, 3 candidates per neuron: 2 epochs are over",
-            "base phase of cycle 1, 1 dendrites per neuron: 2 correlation epochs are over",
-            "correlation phase of cycle 2, 3 candidates per neuron: 2 epochs are over;"
+            "correlation phase of cycle 1, candidates per neuron 3: 2 epochs are over",
+            "base phase of cycle 1, dendrites per neuron 1: 2 correlation epochs are over",
+            "correlation phase of cycle 2, candidates per neuron 3: 2 epochs are over;"
             " the set did not help and is discarded, a new one is tried",
-            "base phase of cycle 2, 1 dendrites per neuron: 2 correlation epochs are over",
+            "base phase of cycle 2, dendrites per neuron 1: 2 correlation epochs are over",
             "growth ends: 2 epochs are over; 2 sets in a row did not help",
         )
     ]

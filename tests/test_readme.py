@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 
 from tests.models import Classifier, classifier, loaders
@@ -25,8 +24,7 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def test_every_block_in_the_order_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_every_block_in_the_order_of_the_page() -> None:
     names: dict[str, Any] = {"model": classifier(), "datamodule": Data(), "MyModel": Classifier}
     exec(BLOCKS[0], names)
     assert names["dendrites"].summary().count("\n") >= 3

@@ -67,10 +67,7 @@ SETTINGS: dict[str, tuple[Callable[[Classifier], Any], dict[str, Any], dict[str,
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_resumed_from_any_epoch_ends_with_the_same_bits(
-    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_resumed_from_any_epoch_ends_with_the_same_bits(setting: str, tmp_path: Path) -> None:
     optimizers_of, trainer_settings, callback_settings = SETTINGS[setting]
 
     def fit(name: str, ckpt_path: Path | None = None) -> tuple[Any, ...]:
