@@ -148,6 +148,7 @@ class DendriteCallback(pl.Callback):
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
         self._machine_settings: dict[str, Any] = {
             "mode": mode,
+            "score_name": monitor,
             "max_dendrites": max_dendrites,
             "patience": patience,
             "min_delta": min_delta,
@@ -321,11 +322,7 @@ class DendriteCallback(pl.Callback):
 
     def _step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, score: float | None) -> None:
         if score is not None:
-            try:
-                decision = self._machine.step(score)
-            except ValueError as error:
-                raise ValueError(f"DendriteCallback(monitor={self.monitor!r}): {error}") from None
-            self._act_on(trainer, pl_module, decision)
+            self._act_on(trainer, pl_module, self._machine.step(score))
 
     def _act_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:

@@ -197,9 +197,7 @@ def test_a_loss_that_is_nan_in_a_batch_of_a_correlation_phase_spoils_no_candidat
 def test_a_first_base_phase_without_a_finite_score(settings: dict[str, Any]) -> None:
     dendrites = quick("score", **settings)
     model = poisoned(dendrites, score=float("nan"), where=("base", 0))
-    with pytest.raises(
-        ValueError, match=r"monitor=.*: the first base phase is over and the monitored value was never finite"
-    ):
+    with pytest.raises(ValueError, match="the first base phase is over and 'score' was never finite"):
         train(model, dendrites)
     assert dendrites.num_dendrites == 0
 

@@ -54,6 +54,7 @@ class PhaseMachine:
 
     Args:
         mode: ``"min"`` or ``"max"``.
+        score_name: what messages call the score.
         max_dendrites: most dendrites per neuron.
         patience: a base phase ends after so many scores without improvement over its own best.
         min_delta: smallest change that counts as improvement.
@@ -79,6 +80,7 @@ class PhaseMachine:
         self,
         mode: Literal["min", "max"] = "min",
         *,
+        score_name: str = "score",
         max_dendrites: int = 5,
         patience: int = 10,
         min_delta: float = 0.0,
@@ -89,6 +91,7 @@ class PhaseMachine:
         max_tries: int = 1,
         dendrites: int = 0,
     ) -> None:
+        self._score_name = score_name
         self._sign = 1.0 if mode == "max" else -1.0
         self._max_dendrites = max_dendrites
         self._patience = patience
@@ -275,7 +278,7 @@ class PhaseMachine:
     def _end_base(self, why: str, is_best: bool) -> Decision:
         state = self._state
         if state.best is None:
-            raise ValueError("the first base phase is over and the monitored value was never finite")
+            raise ValueError(f"the first base phase is over and {self._score_name!r} was never finite")
         if state.on_trial:
             state.failures += 1
             if state.failures > self._max_tries:
