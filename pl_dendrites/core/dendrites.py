@@ -208,6 +208,7 @@ class Candidates(nn.Module):
         nodes: a standard layer with ``P * C`` outputs.
         links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
         pool: ``P``.
+        watching: whether errors that come are taken in.
 
     Example:
         >>> layer = nn.Conv2d(3, 8, 3)
@@ -215,6 +216,8 @@ class Candidates(nn.Module):
         >>> pool(torch.randn(2, 3, 9, 9), []).shape
         torch.Size([4, 2, 8, 7, 7])
     """
+
+    missed: Tensor
 
     def __init__(
         self, layer: nn.Module, dendrites: Dendrites, pool: int, generator: torch.Generator | None = None
@@ -233,6 +236,8 @@ class Candidates(nn.Module):
             self.register_buffer(name, torch.zeros(shape, device=weight.device, dtype=wide))
         self.register_buffer("running_covariance", torch.zeros(pool, count, device=weight.device, dtype=wide))
         self.register_buffer("reference", torch.zeros(count, device=weight.device, dtype=wide))
+        self.register_buffer("missed", torch.tensor(False, device=weight.device), persistent=False)
+        self.watching = True
 
     def forward(self, x: Tensor, dendrites: list[Tensor]) -> Tensor:
         """Outputs of the pool.
@@ -263,7 +268,11 @@ class Candidates(nn.Module):
             The gradient of minus the covariance with respect to ``outputs``. Its sign is that of a running average of
             the covariance (momentum 0.95), not that of one batch.
         """
+        if not self.watching:
+            return torch.zeros_like(outputs)
         new, centred = batch_moments(outputs, error, self.neurons.dim)
+        if error.numel():  # an expert without tokens missed nothing
+            self.missed.logical_or_((new.samples == 0).any())
         for name, value in merge_moments(self.moments, new)._asdict().items():
             getattr(self, name).copy_(value)
         average = self.running_covariance
@@ -284,6 +293,12 @@ class Candidates(nn.Module):
     def saw_error(self) -> bool:
         """Whether any neuron of the layer had an error since the last reset: false if the layer is not used."""
         return bool((self.moments.square_error > 0).any())
+
+    def missed_error(self) -> bool:
+        """Whether the error of any neuron was not finite since this was last asked."""
+        missed = bool(self.missed)
+        self.missed.zero_()
+        return missed
 
     @torch.no_grad()
     def rose(self, min_delta: float) -> bool:

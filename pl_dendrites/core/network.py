@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,6 +159,22 @@ class DendriticNetwork:
             min_delta: the share.
         """
         return any([pool.rose(min_delta) for pool in self.candidates.values()])
+
+    def watch(self, parameters: Iterable[nn.Parameter] | None) -> None:
+        """Let candidates see the error of the next backward pass only where that pass would train their layer.
+
+        Where losses take turns, as in a GAN, a loss reaches layers that it does not train.
+
+        Args:
+            parameters: what the pass would train; ``None``: everything.
+        """
+        trained = None if parameters is None else {id(parameter) for parameter in parameters}
+        for name, pool in self.candidates.items():
+            pool.watching = trained is None or any(id(p) in trained for p in self._hosts[name].parameters())
+
+    def missed_error(self) -> bool:
+        """Whether any error since this was last asked was not finite: a loss scale is too large."""
+        return any([pool.missed_error() for pool in self.candidates.values()])
 
     def layers_with_error(self) -> list[str]:
         """Names of the layers with candidates that had an error since the last reset; others are not used."""
@@ -327,11 +343,9 @@ def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], pre
 
 
 def _apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
-    # With duplicates: a module used under two names has its entries under both.
-    named = dict(model.named_modules(remove_duplicate=False))
-    structure = read_structure(named, state_dict, prefix)
+    structure = read_structure(model, state_dict, prefix)
     for name, wanted in structure.items():
-        layer = named[name]
+        layer = model.get_submodule(name)
         if not isinstance(getattr(layer, "dendrites", None), Dendrites):
             _hang(layer, wanted.activation)
         dendrites = _dendrites(layer)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 __all__ = ["Decision", "PhaseMachine"]
@@ -255,12 +256,19 @@ class PhaseMachine:
             state: from :meth:`state_dict`.
 
         Raises:
-            ValueError: if it has unknown entries.
+            ValueError: if it has unknown entries or impossible values. The machine is then left as it was.
         """
-        unknown = set(state) - set(asdict(_State()))
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state of the phase machine must be a dict, got {type(state).__name__}")
+        unknown = set(state) - {field.name for field in fields(_State)}
         if unknown:
-            raise ValueError(f"unknown entries in the state of the phase machine: {sorted(unknown)}")
-        self._state = _State(**state)
+            names = sorted(key if isinstance(key, str) else type(key).__name__ for key in unknown)
+            raise ValueError(f"unknown entries in the state of the phase machine: {names}")
+        loaded = _State(**state)
+        wrong = _impossible(loaded)
+        if wrong:
+            raise ValueError(f"impossible values in the state of the phase machine: {', '.join(wrong)}")
+        self._state = loaded
 
     def _gain(self, score: float, other: float) -> float:
         return self._sign * (score - other)
@@ -298,3 +306,30 @@ class PhaseMachine:
     def _halt(self, reason: str, is_best: bool) -> Decision:
         self._state.stop_reason = reason
         return Decision("stop", reason, is_best)
+
+
+def _impossible(state: _State) -> list[str]:
+    checks = {
+        "on_trial": isinstance(state.on_trial, bool),
+        **{name: _is_count(getattr(state, name)) for name in ("cycle", "dendrites", "failures", "epochs", "waited")},
+        **{name: _is_score(getattr(state, name)) for name in ("best", "phase_best", "reference")},
+        **{name: isinstance(getattr(state, name), str) for name in ("phase", "pending_reason", "stop_reason")},
+        "pending": isinstance(state.pending, str | None),
+    }
+    if all(checks.values()):  # types; now what they say together
+        checks = {
+            "phase": state.phase == "base" or (state.phase == "correlation" and state.cycle > 0),
+            "pending": state.pending in (None, "correlate" if state.phase == "base" else "integrate"),
+            "on_trial": not state.on_trial or (state.phase == "base" and state.dendrites > 0),
+        }
+    return [name for name, possible in checks.items() if not possible]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_score(value: object) -> bool:
+    # Only finite scores are ever taken; an integer beyond the floats is none.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and abs(value) <= sys.float_info.max)  # type: ignore[arg-type]

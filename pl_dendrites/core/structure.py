@@ -8,21 +8,24 @@ checked against the model before anything changes, and nothing larger than the s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.dendrites import Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.layers import is_supported, neurons_of, node_set
+from pl_dendrites.core.layers import neurons_of, node_set
+from pl_dendrites.core.targets import reasons_against
 
 __all__ = ["LayerStructure", "is_dendrite_key", "read_structure"]
 
 _KEY = re.compile(
-    r"^(?:(?P<layer>.+)\.)?dendrites\.(?P<part>nodes\.weight|nodes\.bias|links|activation_code|weights\.\d+)$"
+    r"(?:(?P<layer>.+)\.)?dendrites\.(?P<part>nodes\.weight|nodes\.bias|links|activation_code|weights\.\d+)",
+    re.DOTALL,  # a name may have any character but a dot
 )
 
 
@@ -46,16 +49,14 @@ def is_dendrite_key(key: str) -> bool:
         >>> is_dendrite_key("encoder.0.dendrites.weights.1"), is_dendrite_key("encoder.0.weight")
         (True, False)
     """
-    return _KEY.match(key) is not None
+    return _KEY.fullmatch(key) is not None
 
 
-def read_structure(
-    modules: Mapping[str, nn.Module], state_dict: Mapping[str, Any], prefix: str = ""
-) -> dict[str, LayerStructure]:
+def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, LayerStructure]:
     """The dendrites that each layer of a model must have for a state_dict to fit.
 
     Args:
-        modules: the model's modules by name.
+        model: the model.
         state_dict: weights, perhaps of a larger model of which this one is the part named by ``prefix``.
         prefix: what comes before the model's own names in the state_dict.
 
@@ -67,19 +68,24 @@ def read_structure(
         ValueError: if the state_dict does not fit; a line for every layer that differs.
 
     Example:
-        >>> read_structure({"fc": nn.Linear(2, 2)}, {"fc.weight": torch.zeros(2, 2)})
+        >>> read_structure(nn.Sequential(nn.Linear(2, 2)), {"0.weight": torch.zeros(2, 2)})
         {}
     """
-    parts: dict[str, dict[str, Any]] = {}
-    for key, value in state_dict.items():
-        found = _KEY.match(key[len(prefix) :]) if key.startswith(prefix) else None
-        if found is not None:
-            parts.setdefault(found["layer"] or "", {})[found["part"]] = value
-    wrong, structure = [], {}
+    parts = _entries_by_layer(state_dict, prefix)
+    # With duplicates: a module used under two names has its entries under both.
+    modules = dict(model.named_modules(remove_duplicate=False))
+    against = reasons_against(model) if parts else {}
+    wrong, structure, memory = [], {}, _Memory()
+    told: dict[nn.Module, LayerStructure] = {}
     for name, values in parts.items():
         try:
-            structure[name] = _read_layer(modules.get(name), values)
-            _check_weight(modules[name], state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight"))
+            layer = _able(modules.get(name), against)
+            structure[name] = _read_layer(layer, values)
+            _check_weight(layer, state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight"))
+            if layer not in told:
+                memory.take(values.values())
+            if told.setdefault(layer, structure[name]) != structure[name]:
+                raise ValueError("it has other dendrites under another name in the state_dict")
         except ValueError as error:
             wrong.append(f"  '{name}': {error}")
     if wrong:
@@ -88,23 +94,62 @@ def read_structure(
         own = module._modules.get("dendrites")
         path = f"{prefix}{name}." if name else prefix
         # Any of its entries will do: a parametrized layer has no "weight".
-        if name not in parts and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
+        if module not in told and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
             structure[name] = LayerStructure(0, own.activation)
     return structure
+
+
+def _entries_by_layer(state_dict: Mapping[str, Any], prefix: str) -> dict[str, dict[str, Any]]:
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in state_dict.items():
+        if not isinstance(key, str):
+            raise ValueError(f"the state_dict does not fit the model:\n  a key is a {type(key).__name__}, not a text")
+        found = _KEY.fullmatch(key, len(prefix)) if key.startswith(prefix) else None
+        if found is not None:
+            parts.setdefault(found["layer"] or "", {})[found["part"]] = value
+    return parts
+
+
+class _Memory:
+    # A tensor may repeat one number along a dimension, and two may share theirs; a file keeps both so. What it says of
+    # sizes is believed up to what it holds, for a layer does allocate them.
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._spare = 0
+
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        needed = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
+            self._seen.add(storage.data_ptr())
+            needed += tensor.nbytes
+        if needed > self._spare:
+            raise ValueError(
+                f"its dendrites would take {needed} bytes, and the state_dict holds {self._spare} for them"
+            )
+        self._spare -= needed
+
+
+def _able(layer: nn.Module | None, against: Mapping[nn.Module, str | None]) -> nn.Module:
+    if layer is None:
+        raise ValueError("it has dendrites in the state_dict, but the model has no such layer")
+    reason = against.get(layer, "it is a part of dendrites itself")
+    if reason is not None:
+        raise ValueError(
+            f"it has dendrites in the state_dict, but a {type(layer).__name__} cannot have any here: {reason}"
+        )
+    return layer
 
 
 def _check_weight(layer: nn.Module, given: Any) -> None:
     # PyTorch would notice too, but after the model has grown.
     own = layer._parameters.get("weight")
-    if own is not None and isinstance(given, Tensor) and given.shape != own.shape:
-        raise ValueError(f"weight must have the shape {tuple(own.shape)}, got {tuple(given.shape)}")
+    if own is not None and isinstance(given, Tensor) and _shape(given) != tuple(own.shape):
+        raise ValueError(f"weight must have the shape {tuple(own.shape)}, got {_shape(given)}")
 
 
-def _read_layer(layer: nn.Module | None, values: Mapping[str, Any]) -> LayerStructure:
-    if layer is None:
-        raise ValueError("it has dendrites in the state_dict, but the model has no such layer")
-    if not is_supported(layer):
-        raise ValueError(f"it has dendrites in the state_dict, but a {type(layer).__name__} cannot have any here")
+def _read_layer(layer: nn.Module, values: Mapping[str, Any]) -> LayerStructure:
     count = sum(part.startswith("weights.") for part in values)
     neurons = neurons_of(layer).count
     # On the meta device: shapes alone, so that no file can make us allocate more than it holds.
@@ -117,11 +162,20 @@ def _read_layer(layer: nn.Module | None, values: Mapping[str, Any]) -> LayerStru
     if missing or set(values) - set(shapes):
         raise ValueError(f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}")
     for part, shape in shapes.items():
-        value = values[part]
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"dendrites.{part} must have the shape {shape}, got {given}")
+        if _shape(values[part]) != shape:
+            raise ValueError(f"dendrites.{part} must have the shape {shape}, got {_shape(values[part])}")
+        if part != "activation_code" and not values[part].is_floating_point():
+            raise ValueError(f"dendrites.{part} must be floating point, got {values[part].dtype}")
     code = values["activation_code"]
     if code.dtype != torch.int64 or not 0 <= int(code) < len(ACTIVATIONS):
         raise ValueError(f"dendrites.activation_code must be an integer below {len(ACTIVATIONS)}, got {code}")
     return LayerStructure(count, list(ACTIVATIONS)[int(code)])
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    # Of a plain tensor its shape; of anything else, which may not even have one, what it is.
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if is_lazy(value) or value.is_nested or value.is_meta or value.layout != torch.strided:
+        return "a tensor without values" if is_lazy(value) or value.is_meta else "a nested or sparse tensor"
+    return tuple(value.shape)

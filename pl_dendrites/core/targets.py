@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from pl_dendrites.core.dendrites import Dendrites
 from pl_dendrites.core.layers import is_supported
 
-__all__ = ["Selection", "plain_name", "select_targets"]
+__all__ = ["Selection", "plain_name", "reasons_against", "select_targets"]
 
 
 class Selection(NamedTuple):
@@ -66,8 +66,8 @@ def select_targets(model: nn.Module, targets: Sequence[str] | None = None, exclu
     for argument, patterns in (("targets", targets), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
-    modules = _modules(model)
-    reasons = {name: _why_not(name, module, modules) for name, module in modules.items()}
+    modules, against = _modules(model), reasons_against(model)
+    reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
     excluded = _matches(exclude, able)
     _refuse_unmatched("exclude", exclude, modules, able, reasons)
@@ -85,6 +85,19 @@ def select_targets(model: nn.Module, targets: Sequence[str] | None = None, exclu
             f"`targets`: no layer can have dendrites for {wish}{without}.{_survey(skipped, able, modules)}"
         )
     return Selection(chosen, skipped)
+
+
+def reasons_against(model: nn.Module) -> dict[nn.Module, str | None]:
+    """Why each module of a model, those inside dendrites left out, cannot have dendrites; ``None``: it can.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        >>> against = reasons_against(model)
+        >>> against[model[0]], against[model[1]]
+        (None, 'dendrites for this type are not supported')
+    """
+    modules = _modules(model)
+    return {module: _why_not(name, module, modules) for name, module in modules.items()}
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:

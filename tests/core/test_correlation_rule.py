@@ -280,6 +280,35 @@ def test_a_batch_that_overflows_everywhere_spoils_no_later_gradient() -> None:
     torch.testing.assert_close(network.correlations()[""], expected, rtol=1e-6, atol=1e-8)
 
 
+def test_an_error_that_is_not_finite_is_missed_once() -> None:
+    layer = nn.Linear(4, 3)
+    network = started(layer)
+    network.model(random_input((9, 4))).sum().backward()
+    assert not network.missed_error()
+    error = torch.ones(9, 3, dtype=torch.float64)
+    error[0, 0] = torch.nan
+    network.model(random_input((9, 4))).backward(error)
+    network.model(random_input((0, 4))).sum().backward()
+    assert network.missed_error()
+    network.model(random_input((0, 4))).sum().backward()
+    assert not network.missed_error()
+
+
+def test_a_backward_pass_teaches_only_the_layers_that_it_would_train() -> None:
+    first, second = nn.Linear(4, 3), nn.Linear(3, 2)
+    network = started(second, 0, model=nn.Sequential(first.double(), nn.Tanh(), second))
+    network.watch(second.parameters())
+    x = random_input((9, 4))
+    wavy(network.model(x)).backward()
+    assert network.layers_with_error() == ["2"]
+    assert all(not p.grad.any() for p in first.dendrites.candidates.parameters() if p.grad is not None)
+    error = reference_error(second, first(x).tanh().detach(), wavy)
+    assert_gradients(second, reference_gradients(second, [(first(x).tanh().detach(), error)]))
+    network.watch(None)
+    wavy(network.model(x)).backward()
+    assert network.layers_with_error() == ["0", "2"]
+
+
 def test_only_the_network_sees_the_error_and_it_sees_all_of_it() -> None:
     layer = nn.Linear(4, 3)
     network = started(layer, dendrites=2)

@@ -264,6 +264,46 @@ def test_an_unknown_entry_of_a_state_is_refused_and_a_missing_one_is_not() -> No
     assert machine.pending.kind == "correlate"
 
 
+@pytest.mark.parametrize(
+    ("entries", "name"),
+    [
+        ({"phase": "dream"}, "phase"),
+        ({"phase": None}, "phase"),
+        ({"phase": "correlation"}, "phase"),  # there is none before the first cycle
+        ({"cycle": 1.0}, "cycle"),
+        ({"cycle": 10**300}, "cycle"),
+        ({"dendrites": -1}, "dendrites"),
+        ({"failures": True}, "failures"),
+        ({"epochs": "7"}, "epochs"),
+        ({"waited": None}, "waited"),
+        ({"best": math.nan}, "best"),
+        ({"phase_best": INF}, "phase_best"),
+        ({"reference": 10**400}, "reference"),
+        ({"best": True}, "best"),
+        ({"on_trial": 1}, "on_trial"),
+        ({"on_trial": True}, "on_trial"),  # a set of no dendrites
+        ({"on_trial": True, "dendrites": 1, "phase": "correlation", "cycle": 1, "pending": None}, "on_trial"),
+        ({"pending": "integrate"}, "pending"),  # in a base phase
+        ({"pending": ["correlate"]}, "pending"),
+        ({"pending_reason": None}, "pending_reason"),
+        ({"stop_reason": 3}, "stop_reason"),
+    ],
+)
+def test_an_impossible_value_of_a_state_is_refused(entries: dict[str, Any], name: str) -> None:
+    machine = PhaseMachine("max", patience=1)
+    decide(machine)
+    state = machine.state_dict()
+    with pytest.raises(ValueError, match=rf"impossible values in the state of the phase machine: {name}\b"):
+        machine.load_state_dict({**state, **entries})
+    assert machine.state_dict() == state
+
+
+@pytest.mark.parametrize("state", [None, 3, "state", [("phase", "base")]])
+def test_a_state_that_is_no_dict_is_refused(state: Any) -> None:
+    with pytest.raises(ValueError, match=f"must be a dict, got {type(state).__name__}"):
+        PhaseMachine().load_state_dict(state)
+
+
 OPTIONS = st.fixed_dictionaries(
     {
         "mode": st.sampled_from(["min", "max"]),
