@@ -23,6 +23,7 @@ from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count, summary_table
 from pl_dendrites.score import Score
+from pl_dendrites.state import check_state
 
 __all__ = ["DendriteCallback"]
 
@@ -169,10 +170,11 @@ class DendriteCallback(pl.Callback):
         self._interrupted: dict[str, Any] | None = None
         self._optimizer_parameters: list[list[list[str]]] = []
         self._fitting = False
-        self._initial: host.InitialOptimizers | None = None
+        self._initial: host.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._score = Score(self.monitor)
-        self._ended_step = -1
+        self._batches = 0
+        self._counted = -1  # batches at the end of the last epoch
         self._seed = 0
 
     @property
@@ -231,7 +233,7 @@ class DendriteCallback(pl.Callback):
         # had dendrites before hold the same.
         host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
         self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
-        self._initial = host.InitialOptimizers(trainer)
+        self._initial = host.OptimizerSettings(trainer)
         if self._resumed is not None:
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
@@ -240,9 +242,11 @@ class DendriteCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on in the phase that a checkpoint was saved in."""
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None and resumed["correlation"] is not None:
-            self._start_candidates(trainer, resumed["correlation"]["trainable"]).load_state_dict(resumed["correlation"])
+        running, self._resumed = (self._resumed or {}).get("correlation"), None
+        if running is not None:
+            self._start_candidates(trainer, running["trainable"]).load_state_dict(running)
+        elif self.phase == "correlation":  # interrupted before there were candidates
+            self._start_candidates(trainer)
         if self.stop_reason:
             trainer.should_stop = True
 
@@ -286,29 +290,33 @@ class DendriteCallback(pl.Callback):
             self.network.reset_correlations()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no error."""
-        if self._correlation is not None and not loss.requires_grad:
+        """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no mistake."""
+        if self._correlation is None:
+            return
+        self._correlation.begin_backward()
+        if not loss.requires_grad:
             loss.requires_grad_(True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Step the candidates whenever the model's optimizer would have stepped."""
+        self._batches += 1
         if self._correlation is not None:
             self._correlation.end_batch(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._step(trainer, pl_module, self._score.after_validation(trainer))
+            self._step(trainer, pl_module, self._score.after_validation(trainer, self._batches))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from training; count the epoch; log."""
-        if self._ended_step == trainer.global_step:
+        if self._batches == self._counted:
             return  # a checkpoint from a validation makes Lightning end that epoch again
-        self._ended_step = trainer.global_step
+        self._counted = self._batches
         assert self.network is not None
-        self._step(trainer, pl_module, self._score.after_epoch(trainer))
+        self._step(trainer, pl_module, self._score.after_epoch(trainer, self._batches))
         rose = self.phase == "correlation" and self.network.correlation_rose(self._correlation_min_delta)
         self._act_on(trainer, pl_module, self._machine.end_epoch(rose))
         log_scalars(
@@ -368,6 +376,7 @@ class DendriteCallback(pl.Callback):
         self._machine.commit()
         if self._restart:
             assert self._initial is not None
+            host.forget(trainer.optimizers)
             self._initial.restore()
         else:
             host.drop_spoilt_state(trainer.optimizers)
@@ -434,7 +443,8 @@ class DendriteCallback(pl.Callback):
             "best": self._best.state_dict(),
             "seed": self._seed,
             "score": self._score.state_dict(),
-            "ended_step": self._ended_step,
+            "batches": self._batches,
+            "counted": self._counted,
             "correlation": running,
         }
 
@@ -442,21 +452,24 @@ class DendriteCallback(pl.Callback):
         """Take up a saved state; what belongs to the network follows when the fit starts.
 
         Raises:
-            MisconfigurationException: if the state was written in a format that this version does not know.
+            MisconfigurationException: if the state has a format that this version does not know, or is no state of a
+                callback at all. The callback is then left as it was.
         """
         if self._stage not in ("", "fit"):
             return  # trainer.test(ckpt_path=...) looks at a model; it does not rewrite what happened here
-        if state_dict.get("format") != _STATE_FORMAT:
+        try:
+            check_state(state_dict, _STATE_FORMAT)
+        except ValueError as error:
             raise MisconfigurationException(
-                f"the checkpoint's DendriteCallback state has format {state_dict.get('format')!r}; this version of"
-                f" pl_dendrites reads format {_STATE_FORMAT}"
-            )
+                f"the checkpoint's DendriteCallback state cannot be read: {error}"
+            ) from error
         self._resumed = dict(state_dict)
         self._machine.load_state_dict(state_dict["machine"])
         self.history = [dict(record) for record in state_dict["history"]]
         self._best.load_state_dict(state_dict["best"])
         self._score.load_state_dict(state_dict["score"])
-        self._seed, self._ended_step = state_dict["seed"], state_dict["ended_step"]
+        self._seed = state_dict["seed"]
+        self._batches, self._counted = state_dict["batches"], state_dict["counted"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -471,6 +484,7 @@ class DendriteCallback(pl.Callback):
         if self._correlation is not None:
             self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
             checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
+            checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
         checkpoint[_CHECKPOINT_KEY] = host.parameter_names(trainer.optimizers, pl_module)
 
     def on_load_checkpoint(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites.core.network import DendriticNetwork
-from pl_dendrites.host import StandStill, loss_scale
+from pl_dendrites.host import StandStill, gradient_scaler
 
 __all__ = ["CorrelationPhase"]
 
@@ -42,24 +42,44 @@ class CorrelationPhase:
         network.start_candidates(pool, torch.Generator().manual_seed(seed), trainable)
         self._network = network
         parameters = network.candidate_parameters()
-        self._optimizer = torch.optim.Adam(parameters, lr=0.01) if optimizer is None else optimizer(parameters)
+        try:
+            self._optimizer = torch.optim.Adam(parameters, lr=0.01) if optimizer is None else optimizer(parameters)
+        except BaseException:
+            network.discard()
+            raise
         self._host = StandStill(trainer)
+
+    def begin_backward(self) -> None:
+        """Let the error be seen by those layers alone whose weights this backward pass would train."""
+        toggled = self._host.toggled
+        parameters = None if toggled is None else [p for group in toggled.param_groups for p in group["params"]]
+        self._network.watch(parameters)
 
     def end_batch(self, trainer: pl.Trainer) -> None:
         """Step the candidates if the model's optimizer would have stepped in this batch."""
-        self._network.hold_still()
+        self.hold_still()
         if not self._host.stepped:
             return
         self._host.stepped = False
-        scale = loss_scale(trainer)
-        for parameter in self._network.candidate_parameters():
-            if parameter.grad is not None:
-                if scale is not None:
-                    parameter.grad.div_(scale)
+        gradients = [p.grad for p in self._network.candidate_parameters() if p.grad is not None]
+        scaler = gradient_scaler(trainer)
+        if scaler is None or not gradients:
+            for gradient in gradients:
                 # An error that is not finite counts as none, but none times an input that is not finite is NaN.
-                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-        self._optimizer.step()
+                gradient.nan_to_num_(0.0, 0.0, 0.0)
+            self._optimizer.step()
+        else:
+            self._step_scaled(scaler)
         self._optimizer.zero_grad()
+
+    def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
+        # The scaler belongs to this optimizer now: a scale that overflows must come down here as in a base phase.
+        scaler.unscale_(self._optimizer)
+        if self._network.missed_error():
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+        else:
+            scaler.step(self._optimizer)
+            scaler.update()
 
     def end(self) -> None:
         """Give the Trainer back its optimizers; candidates that nobody integrated go."""
@@ -67,11 +87,12 @@ class CorrelationPhase:
         self._network.discard()
 
     def hold_still(self) -> None:
-        """Put the model's buffers back, which move with a forward pass."""
+        """Put back what moves though no optimizer steps: the model's buffers, and schedulers that it steps itself."""
         self._network.hold_still()
+        self._host.hold()
 
     def scheduler_states(self) -> list[dict[str, Any]]:
-        """States of the user's schedulers, which are set aside."""
+        """States of the user's schedulers, which stand still."""
         return self._host.scheduler_states()
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 __all__ = [
-    "InitialOptimizers",
+    "OptimizerSettings",
     "StandStill",
     "adopt_parameters",
     "drop_spoilt_state",
+    "forget",
+    "gradient_scaler",
     "is_validated",
     "logging_step",
-    "loss_scale",
     "order_parameters",
     "parameter_names",
     "refuse_optimizers",
@@ -31,7 +32,16 @@ __all__ = [
 ]
 
 _NAMELESS = "(not in the model)"
-_AVERAGING = ("WeightAveraging", "StochasticWeightAveraging")
+_REFUSED = {
+    "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
+    " second fit of the grown model.",
+    "StochasticWeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or"
+    " average in a second fit of the grown model.",
+    "BaseFinetuning": "thaws layers and adds parameter groups at epochs of its own choosing, also where the network is"
+    " to stand still. Finetune in a first fit, then grow dendrites in a second one without it.",
+    "ModelPruning": "renames weights and masks them, so that neither the best network nor a checkpoint would fit the"
+    " model any more. Remove it, or prune in a second fit of the grown model.",
+}
 
 
 def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule, monitor: str) -> None:
@@ -45,22 +55,19 @@ def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule, monitor:
     Raises:
         MisconfigurationException: says what is in the way and what to do.
     """
-    if not module.automatic_optimization:
-        raise MisconfigurationException(
-            f"DendriteCallback needs automatic optimization, and {type(module).__name__} sets"
-            " `automatic_optimization = False`. Remove the callback or let Lightning step the optimizer."
-        )
     if not _is_a(trainer.strategy, "SingleDeviceStrategy"):
         raise MisconfigurationException(
             f"DendriteCallback trains on one device, and the Trainer uses {type(trainer.strategy).__name__}, which"
             " cannot take in parameters that arrive during training. Use `Trainer(devices=1)`."
         )
+    if trainer.barebones:
+        raise MisconfigurationException(
+            f"Trainer(barebones=True) logs no metrics, and {monitor!r} is to decide. Use a Trainer without it."
+        )
     for callback in _callbacks(trainer):
-        if any(_is_a(callback, name) for name in _AVERAGING):
-            raise MisconfigurationException(
-                f"{type(callback).__name__} averages the weights of a network of fixed size, and this one grows."
-                " Remove it, or average in a second fit of the grown model."
-            )
+        for name, reason in _REFUSED.items():
+            if _is_a(callback, name):
+                raise MisconfigurationException(f"{type(callback).__name__} {reason}")
         if _is_a(callback, "EarlyStopping") and getattr(callback, "monitor", None) == monitor:
             raise MisconfigurationException(
                 f"EarlyStopping(monitor={monitor!r}) would end training at the first plateau, where dendrites are to be"
@@ -98,10 +105,10 @@ def logging_step(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
 
 
-def loss_scale(trainer: pl.Trainer) -> Tensor | None:
-    """The factor on the loss under a gradient scaler, on its device; ``None`` where there is none."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return getattr(scaler, "_scale", None)
+def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """What scales the loss under ``precision="16-mixed"``; ``None`` where nothing does."""
+    scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def is_validated(trainer: pl.Trainer, metric: str) -> bool:
@@ -113,25 +120,63 @@ def is_validated(trainer: pl.Trainer, metric: str) -> bool:
     return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
 
 
+class OptimizerSettings:
+    """Settings of a Trainer's optimizers (learning rates and all else) and states of its schedulers, to come back to.
+
+    Args:
+        trainer: the Trainer, with its optimizers set up.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._optimizers = list(trainer.optimizers)
+        self._schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._settings = [
+            [
+                copy.deepcopy({key: value for key, value in group.items() if key not in ("params", "param_names")})
+                for group in optimizer.param_groups
+            ]
+            for optimizer in self._optimizers
+        ]
+        self.scheduler_states: list[dict[str, Any]] = [copy.deepcopy(s.state_dict()) for s in self._schedulers]
+
+    def restore(self) -> None:
+        """Put everything back. What optimizers remember of their parameters, and the parameters, stay."""
+        for optimizer, groups in zip(self._optimizers, self._settings, strict=True):
+            for group, settings in zip(optimizer.param_groups, groups, strict=True):
+                group.update(copy.deepcopy(settings))
+        for scheduler, state in zip(self._schedulers, self.scheduler_states, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(state))
+
+
 class StandStill:
     """Keeps a Trainer's loops running while its optimizers, schedulers and early stopping do nothing.
 
     The strategy's ``optimizer_step`` is shadowed on the instance: closures run, so that there are gradients, and every
     counter goes on, so that checkpoints, limits and loggers work as always. ``global_step`` must advance, or
-    ``ModelCheckpoint`` would stop saving.
+    ``ModelCheckpoint`` would stop saving. Schedulers are set aside; under manual optimization the model steps them
+    itself and must find them, so there their steps are undone.
 
     Args:
         trainer: the Trainer.
 
     Attributes:
         stepped: an optimizer would have stepped since this was last set to false.
+        toggled: the optimizer whose turn it is by the model's ``toggle_optimizer``; ``None``: every one's.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self.stepped = False
-        self._strategy = trainer.strategy
-        self._schedulers, self._strategy.lr_scheduler_configs = self._strategy.lr_scheduler_configs, []
+        self.toggled: Optimizer | None = None
+        self._module, self._strategy, self._released = trainer.lightning_module, trainer.strategy, False
+        self._settings = OptimizerSettings(trainer)
+        self._set_aside = self._strategy.lr_scheduler_configs
+        if self._module.automatic_optimization:
+            self._strategy.lr_scheduler_configs = []
         self._strategy.optimizer_step = self._skip_step  # type: ignore[method-assign]
+        self._module.toggle_optimizer = self._toggle  # type: ignore[method-assign]
+        self._module.untoggle_optimizer = self._untoggle  # type: ignore[method-assign]
+        # A model that takes its optimizers without Lightning's wrapper steps them past the strategy.
+        self._hooks = [optimizer.register_step_pre_hook(self._note_step) for optimizer in trainer.optimizers]
         self._muted = [callback for callback in _callbacks(trainer) if _is_a(callback, "EarlyStopping")]
         for callback in self._muted:
             callback._run_early_stopping_check = _do_nothing
@@ -140,14 +185,37 @@ class StandStill:
         self.stepped = True
         return closure()
 
+    def _note_step(self, *_: Any) -> None:
+        self.stepped = True
+
+    def _toggle(self, optimizer: Any) -> None:
+        # Lightning's own would set flags of parameters, which are all frozen.
+        self.toggled = getattr(optimizer, "optimizer", optimizer)
+
+    def _untoggle(self, optimizer: Any) -> None:
+        self.toggled = None
+
     def scheduler_states(self) -> list[dict[str, Any]]:
-        """States of the schedulers that are set aside, for a checkpoint."""
-        return [config.scheduler.state_dict() for config in self._schedulers]
+        """States of the schedulers as they will be again, for a checkpoint."""
+        return self._settings.scheduler_states
+
+    def hold(self) -> None:
+        """Undo what the model did to its schedulers and learning rates."""
+        if not self._module.automatic_optimization:
+            self._settings.restore()
 
     def release(self) -> None:
         """Give everything back."""
+        if self._released:
+            return
+        self._released = True
+        self.hold()
         self._strategy.__dict__.pop("optimizer_step", None)
-        self._strategy.lr_scheduler_configs = self._schedulers
+        self._module.__dict__.pop("toggle_optimizer", None)
+        self._module.__dict__.pop("untoggle_optimizer", None)
+        self._strategy.lr_scheduler_configs = self._set_aside
+        for hook in self._hooks:
+            hook.remove()
         for callback in self._muted:
             callback.__dict__.pop("_run_early_stopping_check", None)
 
@@ -156,32 +224,10 @@ def _do_nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-class InitialOptimizers:
-    """Optimizers and schedulers as they were when the fit began, to start each base phase with.
-
-    Args:
-        trainer: the Trainer, with its optimizers set up.
-    """
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._trainer = trainer
-        self._settings = [
-            [
-                copy.deepcopy({key: value for key, value in group.items() if key not in ("params", "param_names")})
-                for group in optimizer.param_groups
-            ]
-            for optimizer in trainer.optimizers
-        ]
-        self._schedulers = [copy.deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs]
-
-    def restore(self) -> None:
-        """Clear the optimizers' state; put back learning rates, other settings and schedulers."""
-        for optimizer, groups in zip(self._trainer.optimizers, self._settings, strict=True):
-            optimizer.state.clear()
-            for group, settings in zip(optimizer.param_groups, groups, strict=True):
-                group.update(copy.deepcopy(settings))
-        for config, state in zip(self._trainer.lr_scheduler_configs, self._schedulers, strict=True):
-            config.scheduler.load_state_dict(copy.deepcopy(state))
+def forget(optimizers: Iterable[Optimizer]) -> None:
+    """Clear what optimizers remember of their parameters."""
+    for optimizer in optimizers:
+        optimizer.state.clear()
 
 
 def drop_spoilt_state(optimizers: Iterable[Optimizer]) -> None:

@@ -27,18 +27,27 @@ class Score:
         self.monitor = monitor
         self._source: Literal["validation", "training"] | None = None
         self._validated = False
-        self._step = -1
+        self._batches = -1
 
-    def after_validation(self, trainer: pl.Trainer) -> float | None:
-        """The value that the validation which just ended logged; ``None`` if it logged none."""
+    def after_validation(self, trainer: pl.Trainer, batches: int) -> float | None:
+        """The value that the validation which just ended logged; ``None`` if it logged none.
+
+        Args:
+            trainer: the Trainer.
+            batches: trained so far.
+        """
         self._validated = True
         if self._source == "training" or not is_validated(trainer, self.monitor):
             return None
         self._source = "validation"
-        return self._read(trainer)
+        return self._read(trainer, batches)
 
-    def after_epoch(self, trainer: pl.Trainer) -> float | None:
+    def after_epoch(self, trainer: pl.Trainer, batches: int) -> float | None:
         """The value over the training epoch which just ended; ``None`` if the metric is one of validation.
+
+        Args:
+            trainer: the Trainer.
+            batches: trained so far.
 
         Raises:
             MisconfigurationException: if nothing logs the metric; lists what is logged.
@@ -50,19 +59,19 @@ class Score:
                 f"DendriteCallback(monitor={self.monitor!r}): no such metric was logged by the end of an epoch. Logged"
                 f" are: {sorted(trainer.callback_metrics)}. A metric of training must be logged in `training_step`."
             )
-        return self._read(trainer) if self._source == "training" else None
+        return self._read(trainer, batches) if self._source == "training" else None
 
-    def _read(self, trainer: pl.Trainer) -> float | None:
+    def _read(self, trainer: pl.Trainer, batches: int) -> float | None:
         # A checkpoint that was saved in a validation makes Lightning end its epoch again, with nothing trained between.
-        if self._step == trainer.global_step:
+        if self._batches == batches:
             return None
-        self._step = trainer.global_step
+        self._batches = batches
         return float(trainer.callback_metrics[self.monitor])
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""
-        return {"source": self._source, "step": self._step}
+        return {"source": self._source, "batches": self._batches}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self._source, self._step = state["source"], state["step"]
+        self._source, self._batches = state["source"], state["batches"]

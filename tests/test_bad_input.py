@@ -288,13 +288,6 @@ def test_averages_of_weights(averaging: L.Callback) -> None:
     assert watch.batches["base"] == 0
 
 
-def test_manual_optimization() -> None:
-    model = classifier()
-    model.automatic_optimization = False
-    with pytest.raises(MisconfigurationException, match=r"needs automatic optimization, and Classifier sets .* Remove"):
-        train(model, quick())
-
-
 @pytest.mark.parametrize("strategy", ["ddp", DDPStrategy(find_unused_parameters=True)])
 def test_more_than_one_device(strategy: Any) -> None:
     # Not fitted: that would start processes.

@@ -14,7 +14,7 @@ from torch.optim import Adam, lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
 from pl_dendrites.core.dendrites import add_dendrites
-from tests.models import QUIET, Classifier, bits, loaders, optimizer_bits, quick, same_bits
+from tests.models import QUIET, Classifier, bits, classifier, loaders, optimizer_bits, quick, same_bits, train
 
 EPOCHS = 9
 # With phases of two epochs each: base, correlation, base, correlation, ...
@@ -219,3 +219,25 @@ def test_resumed_after_an_exception_in_a_resume(epoch: int, tmp_path: Path) -> N
     again = fit(Fuse(), path)
     assert again[1:] == (optimizer, history)
     assert same_bits(again[0], weights)
+
+
+def test_candidates_that_get_no_optimizer_leave_nothing_frozen_and_a_resume_starts_them(tmp_path: Path) -> None:
+    def refuse(parameters: Any) -> Any:
+        raise Boom
+
+    whole = quick()
+    train(classifier(), whole)
+    model = classifier()
+    with pytest.raises(Boom):
+        train(
+            model,
+            quick(optimizer=refuse),
+            ModelCheckpoint(tmp_path, "interrupted", save_on_exception=True),
+            enable_checkpointing=True,
+        )
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(layer.dendrites.candidates for layer in (model.net[0], model.net[4]))
+    (path,) = tmp_path.iterdir()
+    again, resumed = quick(), classifier()
+    train(resumed, again, ckpt_path=path)
+    assert [(r["phase"], r["epochs"]) for r in again.history] == [(r["phase"], r["epochs"]) for r in whole.history]

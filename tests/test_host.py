@@ -233,12 +233,12 @@ def test_restored_schedulers_go_as_fresh_ones(
     expected = steps(*make()[1:])
     parameters, optimizer, scheduler = make()
     trainer = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)])
-    initial = host.InitialOptimizers(trainer)
+    initial = host.OptimizerSettings(trainer)
     for _ in range(2):  # what is restored must not be what is kept
         assert steps(optimizer, scheduler, 5) == expected[:5]
         assert optimizer.state
+        host.forget([optimizer])
         initial.restore()
-        assert not optimizer.state
     assert rates(optimizer) == expected[0]
     assert steps(optimizer, scheduler) == expected
     assert same([p for group in groups_of(optimizer) for p in group], parameters)
@@ -248,7 +248,7 @@ def test_a_restore_leaves_parameters_where_they_are_and_other_settings_as_they_w
     a, b = zeros(2), zeros(2)
     optimizer = AdamW(nn.ParameterDict({"a": a}).named_parameters(), weight_decay=0.1)
     trainer = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[])
-    initial = host.InitialOptimizers(trainer)
+    initial = host.OptimizerSettings(trainer)
     host.adopt_parameters([optimizer], [], [(b, a)])
     optimizer.param_groups[0].update(weight_decay=0.5, betas=(0.5, 0.5), lr=3.0)
     initial.restore()
@@ -341,7 +341,11 @@ def test_stand_still_alone() -> None:
     stopper = EarlyStopping("x")
     scheduler = SimpleNamespace(scheduler=lr_scheduler.StepLR(optimizer, 1))
     trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", callbacks=[stopper])
+    model = classifier()
+    trainer.strategy.connect(model)
+    trainer.strategy.optimizers = [optimizer]
     before = vars(trainer.strategy).keys() - {"lr_scheduler_configs"}
+    attributes = vars(model).keys()
     configs = trainer.strategy.lr_scheduler_configs = [scheduler]
     still = host.StandStill(trainer)
     assert trainer.strategy.lr_scheduler_configs == []
@@ -355,4 +359,6 @@ def test_stand_still_alone() -> None:
         still.release()
         assert trainer.strategy.lr_scheduler_configs is configs
         assert vars(trainer.strategy).keys() - {"lr_scheduler_configs"} == before
+        assert vars(model).keys() == attributes
+        assert not optimizer._optimizer_step_pre_hooks
         assert "_run_early_stopping_check" not in vars(stopper)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,90 +10,118 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.optim import SGD, Adam, AdamW, lr_scheduler
+from torch.utils.data import DataLoader
 
-from tests.models import QUIET, Classifier, bits, classifier, loaders, optimizer_bits, quick, same_bits
-
-EPOCHS = 13
-
-
-def sgd_momentum(model: Classifier) -> Any:
-    return SGD(model.parameters(), lr=0.05, momentum=0.9)
+from tests.combinations import COMBINATIONS, EPOCHS, Combination
+from tests.models import QUIET, bits, optimizer_bits, quick, same_bits
 
 
-def plateau(model: Classifier) -> Any:
-    """Stepped in the last batch of the epoch: Lightning forgets an epoch-wise plateau step on a resume by itself."""
-    optimizer = Adam(model.parameters(), lr=0.02)
-    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-    config = {"scheduler": scheduler, "monitor": "val_loss", "interval": "step", "frequency": 4}
-    return {"optimizer": optimizer, "lr_scheduler": config}
-
-
-def cosine(model: Classifier) -> Any:
-    optimizer = AdamW(model.parameters(), lr=0.02)
-    return [optimizer], [lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)]
-
-
-def one_cycle_per_step(model: Classifier) -> Any:
-    optimizer = Adam(model.parameters())
-    scheduler = lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=4 * EPOCHS)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def groups(model: Classifier) -> Any:
-    """Groups in another order than the module's, with rates of their own."""
-    decay = {"params": [model.net[4].weight, model.net[0].weight], "weight_decay": 0.1}
-    rest = {"params": [model.net[4].bias, *model.net[1].parameters(), model.net[0].bias], "lr": 0.01}
-    optimizer = AdamW([decay, rest], lr=0.02)
-    return [optimizer], [lr_scheduler.LambdaLR(optimizer, [lambda epoch: 0.9**epoch, lambda epoch: 0.8**epoch])]
-
-
-SETTINGS: dict[str, tuple[Callable[[Classifier], Any], dict[str, Any], dict[str, Any]]] = {
-    "sgd": (sgd_momentum, {}, {}),
-    "plateau": (plateau, {}, {}),
-    "cosine": (cosine, {"gradient_clip_val": 0.1}, {}),
-    "one cycle": (one_cycle_per_step, {}, {}),
-    "groups": (groups, {}, {}),
-    "no restart": (groups, {}, {"restart": False}),
-    "accumulation": (plateau, {"accumulate_grad_batches": 3}, {}),
-    "training metric": (cosine, {}, {"monitor": "train_loss"}),
-    "accuracy with ties": (cosine, {}, {"monitor": "val_acc", "mode": "max", "base_epochs": None, "patience": 2}),
-    "two validations an epoch": (plateau, {"val_check_interval": 0.5}, {}),
-    "rejected sets": (sgd_momentum, {}, {"min_delta": 10.0}),
-    "sparse validation": (cosine, {"check_val_every_n_epoch": 2}, {"base_epochs": 4}),
-    "best in a file": (plateau, {}, {"dirpath": "best"}),
-    "candidates by SGD": (cosine, {}, {"optimizer": lambda p: SGD(p, lr=0.5, momentum=0.5)}),
-}
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_resumed_from_any_epoch_ends_with_the_same_bits(setting: str, tmp_path: Path) -> None:
-    optimizers_of, trainer_settings, callback_settings = SETTINGS[setting]
-
+@pytest.mark.parametrize("combination", COMBINATIONS.values(), ids=COMBINATIONS.keys())
+def test_resumed_from_any_epoch_ends_with_the_same_bits(combination: Combination, tmp_path: Path) -> None:
     def fit(name: str, ckpt_path: Path | None = None) -> tuple[Any, ...]:
-        settings = dict(callback_settings)
-        dendrites = quick(settings.pop("monitor", "val_loss"), **settings)
+        dendrites = quick(**combination.callback)
         keep_all = ModelCheckpoint(
             tmp_path / name, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=1
         )
         trainer = L.Trainer(
-            max_epochs=EPOCHS,
             callbacks=[dendrites, keep_all],
-            **(QUIET | {"enable_checkpointing": True} | trainer_settings),
+            **(QUIET | {"enable_checkpointing": True, "max_epochs": EPOCHS} | combination.trainer_settings()),
         )
-        model = classifier(optimizers_of)
-        trainer.fit(model, *loaders(), ckpt_path=ckpt_path)
-        return bits(model), optimizer_bits(trainer.optimizers[0]), dendrites.history, dendrites.stop_reason
+        model = combination.make_model()
+        trainer.fit(model, *combination.data(), ckpt_path=ckpt_path)
+        optimizers = [optimizer_bits(optimizer) for optimizer in trainer.optimizers]
+        return bits(model), optimizers, dendrites.history, dendrites.stop_reason
 
-    weights, optimizer, history, reason = fit("whole")
+    weights, optimizers, history, reason = fit("whole")
     assert {record["phase"] for record in history} == {"base", "correlation"}
-    for epoch in range(EPOCHS):
-        path = tmp_path / "whole" / f"epoch={epoch}.ckpt"
-        if not path.exists():
-            assert reason
-            continue
+    paths = sorted((tmp_path / "whole").iterdir())
+    assert len(paths) == sum(record["epochs"] for record in history) >= 8
+    for path in paths:
         torch.load(path, weights_only=True)
-        again = fit(f"from {epoch}", path)
-        assert again[2:] == (history, reason), epoch
-        assert same_bits(again[0], weights), epoch
-        assert again[1] == optimizer, epoch
+        again = fit(f"from {path.stem}", path)
+        assert again[2:] == (history, reason), path
+        assert same_bits(again[0], weights), path
+        assert again[1] == optimizers, path
+
+
+class Places(DataLoader):
+    """A loader that Lightning can put back to where it was: the usual data, in order."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data, 32)
+        self.place = self.start = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start, self.start, self.place = self.start, 0, 0
+        for i, batch in enumerate(super().__iter__()):
+            self.place = i + 1
+            if i >= start:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.start = state["place"]
+
+
+@pytest.mark.parametrize("combination", ["sgd", "accumulation", "manual", "fp16", "two validations an epoch"])
+def test_resumed_inside_any_epoch(combination: str, tmp_path: Path) -> None:
+    """From a checkpoint of an epoch's last batch Lightning goes on without that epoch's validation: one epoch more."""
+    chosen = COMBINATIONS[combination]
+
+    def fit(name: str, ckpt_path: Path | None = None) -> tuple[Any, ...]:
+        dendrites = quick(**chosen.callback)
+        by_step = ModelCheckpoint(tmp_path / name, "{step}", save_top_k=-1, every_n_train_steps=1)
+        settings = QUIET | {"enable_checkpointing": True, "max_epochs": -1} | chosen.trainer_settings()
+        trainer = L.Trainer(callbacks=[dendrites, by_step], **settings)
+        model = chosen.make_model()
+        train, val = chosen.data()
+        trainer.fit(model, Places(train.dataset), val, ckpt_path=ckpt_path)
+        return bits(model), dendrites.history, dendrites.stop_reason
+
+    weights, history, reason = fit("whole")
+    exact = 0
+    for path in sorted((tmp_path / "whole").iterdir()):
+        again = fit(f"from {path.stem}", path)
+        place = torch.load(path, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        if place["ready"] < 4:
+            assert again[1:] == (history, reason), path
+            assert same_bits(again[0], weights), path
+            exact += 1
+        else:
+            assert [(r["phase"], r["epochs"]) for r in again[1]] == [(r["phase"], r["epochs"]) for r in history], path
+            assert again[2] == reason, path
+    assert exact >= 10
+
+
+class EveryBatch(L.Callback):
+    """Weights and optimizer state after each batch, and the scores of each validation."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seen.append((bits(pl_module), [optimizer_bits(optimizer) for optimizer in trainer.optimizers]))
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.seen.append((dict(trainer.callback_metrics), None))
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS.values(), ids=COMBINATIONS.keys())
+def test_a_callback_that_never_grows_changes_no_bit(combination: Combination) -> None:
+    def fit(*callbacks: L.Callback) -> tuple[EveryBatch, Any]:
+        watch = EveryBatch()
+        settings = QUIET | {"max_epochs": 4} | combination.trainer_settings()
+        model = combination.make_model()
+        L.Trainer(callbacks=[*callbacks, watch], **settings).fit(model, *combination.data())
+        return watch, torch.get_rng_state()
+
+    plain, random = fit()
+    endless = {"max_dendrites": 0, "base_epochs": 100, "patience": 100}
+    ours, random_with_ours = fit(quick(**(combination.callback | endless)))
+    assert len(plain.seen) == len(ours.seen)
+    for (one, optimizers), (other, others) in zip(plain.seen, ours.seen, strict=True):
+        assert same_bits(one, other)
+        assert optimizers == others
+    assert torch.equal(random, random_with_ours)

@@ -1,0 +1,133 @@
+"""What a callback's state looks like, and refusing one that does not: a checkpoint may come from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pl_dendrites.core.phases import PhaseMachine
+
+__all__ = ["check_state"]
+
+# Takes what was found and where; raises ValueError if it cannot be.
+_Check = Callable[[Any, str], None]
+
+
+def check_state(state: Any, number: int) -> None:
+    """Refuse what no :class:`~pl_dendrites.DendriteCallback` can have saved; nothing but types and ranges is looked at.
+
+    Args:
+        state: what is in the checkpoint.
+        number: the format that is known.
+
+    Raises:
+        ValueError: says what is wrong and where.
+
+    Example:
+        >>> check_state({"format": 2}, 1)
+        Traceback (most recent call last):
+        ValueError: it has format 2; this version of pl_dendrites reads format 1
+    """
+    _mapping(state, "it")
+    if type(state.get("format")) is not int or state["format"] != number:
+        raise ValueError(
+            f"it has format {_shown(state.get('format'))}; this version of pl_dendrites reads format {number}"
+        )
+    _STATE(state, "it")
+    if state["correlation"] is not None and state["machine"].get("phase") != "correlation":
+        raise ValueError("it has candidates outside a correlation phase")
+
+
+def _shown(value: object) -> str:
+    # The value where it is short; a tensor, or a number of thousands of digits, only by its type.
+    short = isinstance(value, bool | float | str | None) or (isinstance(value, int) and abs(value) < 2**64)
+    return f"{value!r:.50}" if short else type(value).__name__
+
+
+def _that(allowed: str, holds: Callable[[Any], bool]) -> _Check:
+    def check(value: Any, where: str) -> None:
+        if not holds(value):
+            raise ValueError(f"{where} must be {allowed}, got {_shown(value)}")
+
+    return check
+
+
+def _entries(**checks: _Check) -> _Check:
+    def check(value: Any, where: str) -> None:
+        _mapping(value, where)
+        if set(value) != set(checks):
+            raise ValueError(f"{where} must have the entries {sorted(checks)}, got {sorted(value)}")
+        for name, inner in checks.items():
+            inner(value[name], f"'{name}' in {where}" if where != "it" else f"'{name}'")
+
+    return check
+
+
+def _each(container: _Check, inner: _Check) -> _Check:
+    def check(value: Any, where: str) -> None:
+        container(value, where)
+        for key in value if isinstance(value, Mapping) else range(len(value)):
+            inner(value[key], f"{key!r} in {where}")
+
+    return check
+
+
+def _maybe(inner: _Check) -> _Check:
+    return lambda value, where: None if value is None else inner(value, where)
+
+
+def _one_of(*allowed: Any) -> _Check:
+    return _that(f"one of {list(allowed)}", lambda value: any(type(value) is type(a) and value == a for a in allowed))
+
+
+def _whole(least: int) -> _Check:
+    return _that(f"an integer of at least {least}", lambda value: type(value) is int and least <= value < 2**63)
+
+
+def _weights(value: Any, where: str) -> None:
+    _mapping(value, where)
+    for name, entry in value.items():
+        # What a module keeps in `get_extra_state` is its own affair.
+        if name.rpartition(".")[2] != "_extra_state":
+            _tensor(entry, f"'{name}' in {where}")
+
+
+_text = _that("a text", lambda value: isinstance(value, str))
+_tensor = _that("a tensor", lambda value: isinstance(value, Tensor))
+_optimizer = _that(
+    "the state of an optimizer",
+    lambda v: (
+        isinstance(v, Mapping) and isinstance(v.get("state"), Mapping) and isinstance(v.get("param_groups"), list)
+    ),
+)
+_list = _that("a list", lambda value: isinstance(value, list))
+_mapping = _that("a dict with texts as keys", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v))
+_number = _that("a number", lambda value: isinstance(value, float) or (type(value) is int and abs(value) < 2**63))
+
+_RECORD = _entries(
+    **dict.fromkeys(("cycle", "dendrites", "parameters", "epochs"), _whole(0)),
+    phase=_one_of("base", "correlation"),
+    score=_maybe(_number),
+    best_score=_maybe(_number),
+    accepted=_one_of(True, False, None),
+    correlation=_each(_mapping, _entries(mean=_number, max=_number)),
+    reason=_text,
+)
+_CORRELATION = _entries(
+    candidates=_each(_mapping, _weights),
+    optimizer=_optimizer,
+    trainable=_each(_list, _text),
+)
+_STATE = _entries(
+    format=_whole(0),
+    machine=lambda value, where: PhaseMachine().load_state_dict(value),
+    history=_each(_list, _RECORD),
+    best=_entries(weights=_maybe(_weights), path=_text),
+    seed=_whole(0),
+    score=_entries(source=_one_of("validation", "training", None), batches=_whole(-1)),
+    batches=_whole(0),
+    counted=_whole(-1),
+    correlation=_maybe(_CORRELATION),
+)
