@@ -9,15 +9,16 @@ VENV_STAMP := $(VENV)/.made
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow test-faults lint clean
 .NOTPARALLEL:
 
 help:
-	@echo "make demo       train the example on handwritten digits"
-	@echo "make test       run the tests"
-	@echo "make test-slow  run the slow tests only"
-	@echo "make lint       check style and types"
-	@echo "make clean      remove the environment and all caches"
+	@echo "make demo         train the example on handwritten digits"
+	@echo "make test         run the tests"
+	@echo "make test-slow    run the slow tests only"
+	@echo "make test-faults  kill training 50 times and resume it"
+	@echo "make lint         check style and types"
+	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
 
 demo: $(DEMO_STAMP)
@@ -28,6 +29,9 @@ test: $(TEST_STAMP)
 
 test-slow: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --timeout 1800
+
+test-faults: $(TEST_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.faults.kill
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import fsspec
 import lightning.pytorch as pl
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from pl_dendrites.core.network import restore_structure
@@ -50,8 +52,12 @@ class BestModel:
         """Make the present network the best. A file is replaced whole or not at all."""
         self._weights = model_weights(module)
         if self._dirpath is not None:
-            self.path = str(self._dirpath).rstrip("/") + "/best.ckpt"
-            trainer.save_checkpoint(self.path)
+            before, self.path = self.path, str(self._dirpath).rstrip("/") + "/best.ckpt"
+            try:
+                _save_whole(trainer, self.path)
+            except BaseException:
+                self.path = before
+                raise
 
     def restore(self, module: pl.LightningModule) -> None:
         """Load the best network into the model, if there is one; the model grows or shrinks to fit."""
@@ -65,6 +71,36 @@ class BestModel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._weights, self.path = state["weights"], state["path"]
+
+
+def _save_whole(trainer: pl.Trainer, path: str) -> None:
+    # Lightning writes a local file in the directory for temporary files and moves it. Where that is another disk the
+    # move is a copy, which may end halfway; a rename within one directory is not. Stores elsewhere show no half files,
+    # and a plugin that writes in its own way (say, later) answers for it.
+    files, local = fsspec.core.url_to_fs(path)
+    plain = type(trainer.strategy.checkpoint_io).__name__ == "TorchCheckpointIO"
+    if not (plain and isinstance(files, LocalFileSystem)):
+        trainer.save_checkpoint(path)
+        return
+    part = Path(f"{local}.part")
+    try:
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(local)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: str | Path, map_location: Any) -> dict[str, Any]:
+    with fsspec.open(str(path), "rb") as file:
+        try:
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"'{path}' cannot be read as a checkpoint: {error or 'it is empty'}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ValueError(f"'{path}' is not a checkpoint of a Trainer: it has no state_dict")
+    return checkpoint
 
 
 def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: Any) -> ModelT:
@@ -84,7 +120,8 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         The model with its dendrites, in training mode as Lightning returns it.
 
     Raises:
-        ValueError: if the dendrites do not fit the model; names the layers that differ.
+        ValueError: if the file is no whole checkpoint, or if the dendrites do not fit the model; names the layers that
+            differ.
 
     Example:
         >>> import tempfile
@@ -98,8 +135,7 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         ...     load_from_checkpoint(BoringModel, file.name).layer.dendrites.count
         2
     """
-    with fsspec.open(str(path), "rb") as file:
-        checkpoint = torch.load(file, map_location=kwargs.get("map_location"), weights_only=True)
+    checkpoint = _read(path, kwargs.get("map_location"))
     grown = checkpoint["state_dict"]
     plain = {key: value for key, value in grown.items() if not is_dendrite_key(key)}
     stripped = io.BytesIO()
