@@ -21,7 +21,8 @@ from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.correlation import CorrelationPhase
-from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count, summary_table
+from pl_dendrites.history import phase_record, summary_table
+from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count
 from pl_dendrites.score import Score
 from pl_dendrites.state import check_state
 
@@ -169,7 +170,7 @@ class DendriteCallback(pl.Callback):
         self._resumed: dict[str, Any] | None = None
         self._interrupted: dict[str, Any] | None = None
         self._optimizer_parameters: list[list[list[str]]] = []
-        self._fitting = False
+        self._begun = self._fitting = False
         self._initial: host.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._score = Score(self.monitor)
@@ -219,7 +220,7 @@ class DendriteCallback(pl.Callback):
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._start_anew()
-            host.refuse_unsupported(trainer, pl_module, self.monitor)
+            host.refuse_unsupported(trainer, self.monitor)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
@@ -238,7 +239,7 @@ class DendriteCallback(pl.Callback):
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
             host.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
-        self._fitting = True
+        self._begun = self._fitting = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on in the phase that a checkpoint was saved in."""
@@ -407,22 +408,8 @@ class DendriteCallback(pl.Callback):
     # -- records --------------------------------------------------------------------------------------------------
 
     def _record(self, reason: str) -> None:
-        machine = self._machine
         assert self.network is not None
-        trial = self.phase == "base" and self.cycle > 0
-        record = {
-            "cycle": self.cycle,
-            "phase": self.phase,
-            "dendrites": self.num_dendrites,
-            "parameters": parameter_count(self.network.model),
-            "epochs": machine.epochs,
-            "score": machine.phase_best if self.phase == "base" else None,
-            "best_score": machine.best,
-            "accepted": not machine.on_trial if trial else None,
-            "correlation": correlation_figures(self.network.correlations()),
-            "reason": reason,
-        }
-        self.history.append(record)
+        self.history.append(phase_record(self._machine, self.network, reason))
 
     def _say(self, message: str) -> None:
         if self._verbose:
@@ -434,6 +421,8 @@ class DendriteCallback(pl.Callback):
         """Everything that a resumed run needs, as tensors and plain values."""
         if self._interrupted is not None:
             return dict(self._interrupted["callback"])
+        if not self._begun:
+            return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
         running = self._correlation.state_dict() if self._correlation else (self._resumed or {}).get("correlation")
         return {
@@ -463,7 +452,12 @@ class DendriteCallback(pl.Callback):
             raise MisconfigurationException(
                 f"the checkpoint's DendriteCallback state cannot be read: {error}"
             ) from error
-        self._resumed = dict(state_dict)
+        if self._fitting:  # a learning rate finder within a fit puts back what it disturbed
+            if self._correlation is not None and state_dict["correlation"] is not None:
+                self._correlation.load_state_dict(state_dict["correlation"])
+        else:
+            self._resumed = dict(state_dict)
+        self._begun = True
         self._machine.load_state_dict(state_dict["machine"])
         self.history = [dict(record) for record in state_dict["history"]]
         self._best.load_state_dict(state_dict["best"])
@@ -480,6 +474,8 @@ class DendriteCallback(pl.Callback):
         """
         if self._interrupted is not None:
             checkpoint.update(self._interrupted["checkpoint"])
+            return
+        if not self._begun:
             return
         if self._correlation is not None:
             self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end

@@ -44,12 +44,11 @@ _REFUSED = {
 }
 
 
-def refuse_unsupported(trainer: pl.Trainer, module: pl.LightningModule, monitor: str) -> None:
+def refuse_unsupported(trainer: pl.Trainer, monitor: str) -> None:
     """Raise where dendrites could not be added or a result would be wrong, before any training.
 
     Args:
         trainer: the Trainer that is about to fit.
-        module: the model.
         monitor: the metric that decides.
 
     Raises:

@@ -1,19 +1,17 @@
-"""What is shown: scalars for any logger, the summary table."""
+"""What is shown while a fit runs: scalars for any logger."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from pl_dendrites.host import logging_step
 
-__all__ = ["correlation_figures", "log_scalars", "parameter_count", "summary_table"]
+__all__ = ["correlation_figures", "log_scalars", "parameter_count"]
 
 _PREFIX = "dendrites"
-_COLUMNS = ("cycle", "dendrites", "parameters", "epochs", "best score", "accepted", "why")
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -70,61 +68,3 @@ def log_scalars(
             scalars[f"{_PREFIX}/correlation_{kind}/{name or 'model'}"] = value
     for logger in trainer.loggers:
         logger.log_metrics(scalars, step=logging_step(trainer))
-
-
-def summary_table(history: Sequence[Mapping[str, Any]]) -> str:
-    """A row per cycle, as text.
-
-    Args:
-        history: records of finished phases.
-
-    Example:
-        >>> print(
-        ...     summary_table(
-        ...         [
-        ...             {
-        ...                 "phase": "base",
-        ...                 "cycle": 0,
-        ...                 "dendrites": 0,
-        ...                 "parameters": 10,
-        ...                 "epochs": 7,
-        ...                 "score": 0.5,
-        ...                 "accepted": None,
-        ...                 "reason": "no improvement in 3 validations",
-        ...             }
-        ...         ]
-        ...     )
-        ... )
-        cycle  dendrites  parameters  epochs  best score  accepted  why
-        -----  ---------  ----------  ------  ----------  --------  -------------------------------
-            0          0          10       7         0.5            no improvement in 3 validations
-    """
-    cycles: dict[int, list[Mapping[str, Any]]] = {}
-    for record in history:
-        cycles.setdefault(record["cycle"], []).append(record)
-    rows = [_COLUMNS, *(_row(cycle, records) for cycle, records in cycles.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    rows.insert(1, tuple("-" * width for width in widths))
-    lines = (
-        "  ".join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _row(cycle: int, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    last = records[-1]
-    score, accepted = last.get("score"), last.get("accepted")
-    return (
-        str(cycle),
-        str(last["dendrites"]),
-        f"{last['parameters']:,}",
-        " + ".join(str(record["epochs"]) for record in records),
-        "" if score is None else f"{score:.4g}",
-        {True: "yes", False: "no", None: ""}[accepted],
-        last["reason"],
-    )
-
-
-def _align(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if _COLUMNS[column] in ("accepted", "why") or not cell else cell.rjust(width)

@@ -63,7 +63,8 @@ class Score:
 
     def _read(self, trainer: pl.Trainer, batches: int) -> float | None:
         # A checkpoint that was saved in a validation makes Lightning end its epoch again, with nothing trained between.
-        if self._batches == batches:
+        # Neither has it a mean over that epoch then.
+        if self._batches == batches or self.monitor not in trainer.callback_metrics:
             return None
         self._batches = batches
         return float(trainer.callback_metrics[self.monitor])

@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pl_dendrites import DendriteCallback
-from pl_dendrites.monitor import correlation_figures, parameter_count, summary_table
+from pl_dendrites.history import summary_table
+from pl_dendrites.monitor import correlation_figures, parameter_count
 from tests.models import Classifier, bits, classifier, quick, train
 
 LAYERS = ["net.0", "net.4"]
