@@ -338,7 +338,7 @@ class DendriteCallback(pl.Callback):
             self._best.keep(trainer, pl_module)
         assert self.network is not None
         if decision.kind == "integrate" and not self.network.layers_with_error():
-            decision = self._machine.stop("no target layer ever had an error")
+            decision = self._machine.stop("no target layer ever had a finite error")
         if decision.kind == "stop":
             self._say(f"growth ends: {decision.reason}")
             trainer.should_stop = True

@@ -265,9 +265,9 @@ def test_a_model_none_of_whose_target_layers_has_an_error(targets: list[str]) ->
     torch.manual_seed(0)
     model, dendrites = HalfUsed(), quick(targets=targets)
     watch = Watch(dendrites)
-    with pytest.warns(UserWarning, match=r"the model has no dendrites\..*no target layer ever had an error"):
+    with pytest.warns(UserWarning, match=r"the model has no dendrites\..*no target layer ever had a finite error"):
         trainer = train(model, dendrites, watch)
-    assert dendrites.stop_reason == "no target layer ever had an error"
+    assert dendrites.stop_reason == "no target layer ever had a finite error"
     assert [record["phase"] for record in dendrites.history] == ["base", "correlation"]
     assert dendrites.history[-1]["epochs"] == 2
     assert same_bits(bits(model), watch.best)

@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.combinations import Stream, half_precision, streamed, two_validations
-from tests.models import QUIET, bits, classifier, loaders, quick, same_bits, train
+from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
 
 PHASES = ["base", "correlation", "base"]
 
@@ -193,3 +194,25 @@ def test_validate_test_and_predict_before_between_and_after(tmp_path: Path) -> N
     assert dendrites.history is history
     train(model, dendrites, max_epochs=2)
     assert dendrites.history[0]["dendrites"] == 1
+
+
+class LogsUncompiled(Classifier):
+    """Dynamo cannot trace Lightning's ``log``, with or without dendrites."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    @torch._dynamo.disable
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+
+def test_a_whole_module_that_is_compiled_grows_as_one_that_is_not() -> None:
+    histories = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model: Any = LogsUncompiled()
+        dendrites = quick(max_dendrites=1)
+        train(torch.compile(model, backend="eager") if compiled else model, dendrites)
+        histories.append(dendrites.history)
+    assert histories[0] == histories[1]
