@@ -118,3 +118,15 @@ def optimizer_bits(optimizer: Optimizer) -> list[Any]:
         )
         for group in optimizer.param_groups
     ]
+
+
+class Rates(L.Callback):
+    """The learning rate with which each batch of a phase trains."""
+
+    def __init__(self, dendrites: Any) -> None:
+        self.dendrites = dendrites
+        self.seen: dict[tuple[str, int], list[float]] = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        key = (self.dendrites.phase, self.dendrites.cycle)
+        self.seen.setdefault(key, []).append(trainer.optimizers[0].param_groups[0]["lr"])

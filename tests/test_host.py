@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
 from pl_dendrites import host
-from tests.models import Classifier, classifier, quick, train
+from tests.models import Classifier, Rates, classifier, quick, train
 
 # -- parameters come and go ---------------------------------------------------------------------------------------
 
@@ -256,18 +256,6 @@ def test_a_restore_leaves_parameters_where_they_are_and_other_settings_as_they_w
     assert same(group["params"], [a, b])
     assert len(group["param_names"]) == 2
     assert (group["weight_decay"], group["betas"], group["lr"]) == (0.1, (0.9, 0.999), 0.001)
-
-
-class Rates(L.Callback):
-    """The learning rate with which each batch of a phase trains."""
-
-    def __init__(self, dendrites: Any) -> None:
-        self.dendrites = dendrites
-        self.seen: dict[tuple[str, int], list[float]] = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        key = (self.dendrites.phase, self.dendrites.cycle)
-        self.seen.setdefault(key, []).append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @pytest.mark.parametrize("restart", [True, False])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from tests.combinations import GAN, Manual, cosine, seeded, sgd_momentum, warmed_up
-from tests.models import Classifier, classifier, loaders, quick, train
+from tests.models import Classifier, Rates, classifier, loaders, quick, train
 
 
 class Watch(L.Callback):
@@ -65,18 +65,6 @@ def test_steps_that_lightning_does_not_count() -> None:
     assert [record["phase"] for record in dendrites.history] == ["base", "correlation", "base"]
     assert {int(state["step"]) for state in made[0].state.values()} == {2 * 4}
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
-
-
-class Rates(L.Callback):
-    """The learning rate of each batch by phase and cycle."""
-
-    def __init__(self, dendrites: Any) -> None:
-        self.dendrites = dendrites
-        self.seen: dict[tuple[str, int], list[float]] = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        key = (self.dendrites.phase, self.dendrites.cycle)
-        self.seen.setdefault(key, []).append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
 @pytest.mark.parametrize("restart", [True, False])

@@ -80,7 +80,6 @@ WORKS: dict[str, tuple[Callable[[], L.Callback], dict[str, Any]]] = {
     "Timer": (lambda: Timer({"hours": 1}), {}),
     "TQDMProgressBar": (TQDMProgressBar, {"enable_progress_bar": True}),
 }
-NEEDS = {"DeviceStatsMonitor": "psutil", "RichModelSummary": "rich", "RichProgressBar": "rich"}
 IN_TESTS_OF_THEIR_OWN = {"GradientAccumulationScheduler", "LearningRateFinder", "BatchSizeFinder"}
 BASES = {"Checkpoint", "ProgressBar"}
 
@@ -88,8 +87,6 @@ BASES = {"Checkpoint", "ProgressBar"}
 @BEFORE_AND_AFTER
 @pytest.mark.parametrize("name", WORKS)
 def test_it_changes_nothing(name: str, before: bool, tmp_path: Path) -> None:
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
     make, settings = WORKS[name]
     alone, beside, model, same = quick(), quick(), classifier(), classifier()
     train(model, alone)
