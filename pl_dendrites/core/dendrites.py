@@ -17,10 +17,9 @@ from pl_dendrites.core.functional import (
     pearson,
     per_neuron,
     split_nodes,
-    stack_nodes,
     unstack_nodes,
 )
-from pl_dendrites.core.layers import initialise, neurons_of, node_set
+from pl_dendrites.core.layers import by_neuron, initialise, neurons_of, node_set, potentials, put_by_neuron
 
 __all__ = ["Candidates", "Dendrites", "add_dendrites"]
 
@@ -97,21 +96,22 @@ class Dendrites(nn.Module):
             The output that the next layer sees; shape and dtype of ``out``.
         """
         dim, x = self.neurons.dim, x.detach()
-        outputs = self._outputs(x)
+        outputs = self._outputs(x, out)
         for weight, output in zip(self.weights, outputs, strict=True):
             out = torch.addcmul(out, per_neuron(weight, dim, out.ndim).to(out.dtype), output.to(out.dtype))
         # Without gradients nothing is learned: validation, and the first pass of a reentrant activation checkpoint.
         if self.candidates is not None and torch.is_grad_enabled():
-            pool = self.candidates(x, outputs)
+            pool = self.candidates(x, out, outputs)
             out = CorrelationRule.apply(out, pool, self.candidates.observe)  # type: ignore[no-untyped-call]
         return out
 
     @torch.no_grad()
-    def _outputs(self, x: Tensor) -> list[Tensor]:
+    def _outputs(self, x: Tensor, out: Tensor) -> list[Tensor]:
         if self.nodes is None or self.links is None:
             return []
-        potentials = split_nodes(self.nodes(x), self.count, self.neurons.groups, self.neurons.dim)
-        return cascade(potentials, self.links, ACTIVATIONS[self.activation], self.neurons.dim)
+        stacked = potentials(self.nodes, x, out)
+        nodes = split_nodes(stacked, self.count, self.neurons.groups, self.neurons.dim)
+        return cascade(nodes, self.links, ACTIVATIONS[self.activation], self.neurons.dim)
 
     @torch.no_grad()
     def resize(self, layer: nn.Module, count: int) -> None:
@@ -135,16 +135,15 @@ class Dendrites(nn.Module):
         reference = layer.weight
         assert isinstance(reference, Tensor)
         place: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
-        neurons, groups = self.neurons.count, self.neurons.groups
+        neurons = self.neurons.count
         self.nodes = node_set(layer, count).requires_grad_(False).train(self.training)
         links = torch.zeros(count * (count - 1) // 2, neurons, **place)
         if keep:
             assert old_nodes is not None
             assert old_links is not None
-            for name, new in self.nodes.named_parameters():
-                old = unstack_nodes(old_nodes.get_parameter(name), have, groups, 0)[:keep]
-                fresh = unstack_nodes(new, count, groups, 0)[keep:]
-                new.copy_(stack_nodes(torch.cat([old, fresh]), groups))
+            for name, _ in self.nodes.named_parameters():
+                old, fresh = by_neuron(old_nodes, name, have), by_neuron(self.nodes, name, count)
+                put_by_neuron(self.nodes, name, torch.cat([old[:keep], fresh[keep:]]))
             kept = keep * (keep - 1) // 2
             links[:kept] = old_links[:kept]
         self.links = nn.Parameter(links, requires_grad=False)
@@ -174,16 +173,15 @@ class Dendrites(nn.Module):
             raise RuntimeError("there are no candidates to integrate: call start_candidates first")
         correlation = pool.correlation()
         best = correlation.abs().argmax(0)
-        neurons, groups = torch.arange(self.neurons.count, device=best.device), self.neurons.groups
+        neurons = torch.arange(self.neurons.count, device=best.device)
         have = self.count
         self.resize(layer, have + 1)
         assert self.nodes is not None
         assert self.links is not None
-        for name, target in self.nodes.named_parameters():
-            nodes = unstack_nodes(target, have + 1, groups, 0).clone()
-            source = unstack_nodes(pool.nodes.get_parameter(name), pool.pool, groups, 0)
-            nodes[have] = source[best, neurons]
-            target.copy_(stack_nodes(nodes, groups))
+        for name, _ in self.nodes.named_parameters():
+            nodes = by_neuron(self.nodes, name, have + 1).clone()
+            nodes[have] = by_neuron(pool.nodes, name, pool.pool)[best, neurons]
+            put_by_neuron(self.nodes, name, nodes)
         if have:
             self.links[-have:] = pool.links[best, :, neurons].T
         self.set_candidates(None)
@@ -213,7 +211,8 @@ class Candidates(nn.Module):
     Example:
         >>> layer = nn.Conv2d(3, 8, 3)
         >>> pool = Candidates(layer, Dendrites(layer), pool=4)
-        >>> pool(torch.randn(2, 3, 9, 9), []).shape
+        >>> x = torch.randn(2, 3, 9, 9)
+        >>> pool(x, layer(x), []).shape
         torch.Size([4, 2, 8, 7, 7])
     """
 
@@ -239,22 +238,23 @@ class Candidates(nn.Module):
         self.register_buffer("missed", torch.tensor(False, device=weight.device), persistent=False)
         self.watching = True
 
-    def forward(self, x: Tensor, dendrites: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor, dendrites: list[Tensor]) -> Tensor:
         """Outputs of the pool.
 
         Args:
             x: the layer's input, without gradient.
+            out: the layer's output, whose shape alone matters.
             dendrites: outputs of the ``k`` dendrites there are, each ``(*, C, *)``.
 
         Returns:
             Shape ``(P, *, C, *)``.
         """
         dim = self.neurons.dim
-        potentials = unstack_nodes(self.nodes(x), self.pool, self.neurons.groups, dim)
+        total = unstack_nodes(potentials(self.nodes, x, out), self.pool, self.neurons.groups, dim)
         for j, output in enumerate(dendrites):
-            link = per_neuron(self.links[:, j], dim, output.ndim).to(potentials.dtype)
-            potentials = torch.addcmul(potentials, link, output.to(potentials.dtype))
-        return ACTIVATIONS[self.activation](potentials)
+            link = per_neuron(self.links[:, j], dim, output.ndim).to(total.dtype)
+            total = torch.addcmul(total, link, output.to(total.dtype))
+        return ACTIVATIONS[self.activation](total)
 
     @torch.no_grad()
     def observe(self, outputs: Tensor, error: Tensor) -> Tensor:

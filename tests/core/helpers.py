@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 
 import pytest
 import torch
@@ -28,6 +29,15 @@ LAYERS = [
         lambda: nn.Conv2d(2, 2, 3, padding=(1, 0), padding_mode="replicate"), (2, 5, 4), id="conv2d-unbatched"
     ),
     pytest.param(lambda: nn.Conv3d(2, 4, 2, groups=2, stride=(1, 2, 1)), (2, 2, 3, 4, 3), id="conv3d-groups"),
+    pytest.param(lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2, padding=1), (4, 5), id="transposed1d-groups"),
+    pytest.param(
+        lambda: nn.ConvTranspose2d(3, 4, (2, 3), stride=2, output_padding=(1, 0), bias=False),
+        (2, 3, 4, 3),
+        id="transposed2d-stride",
+    ),
+    pytest.param(
+        lambda: nn.ConvTranspose3d(4, 4, 2, groups=4, dilation=2), (2, 4, 2, 3, 2), id="transposed3d-depthwise"
+    ),
 ]
 
 
@@ -121,14 +131,18 @@ def assert_gradients(layer: nn.Module, expected: Sequence[Tensor], relative: flo
 
 
 def _potentials(layer: nn.Module, nodes: nn.Module, count: int, node: int, x: Tensor) -> Tensor:
-    neurons = layer.weight.shape[0]
+    neurons = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     groups = getattr(layer, "groups", 1)
     size = neurons // groups
     outputs = []
     for neuron in range(neurons):
         group, place = divmod(neuron, size)
         row = (group * count + node) * size + place
-        outputs.append(_one_node(layer, nodes.weight[row : row + 1], nodes.bias[row : row + 1], group, x))
+        weight = nodes.weight[row : row + 1]
+        if "Transpose" in type(layer).__name__:
+            inputs, row_of_group = layer.in_channels // groups, node * size + place
+            weight = nodes.weight[group * inputs :][:inputs, row_of_group : row_of_group + 1]
+        outputs.append(_one_node(layer, weight, nodes.bias[row : row + 1], group, x))
     return torch.cat(outputs, neuron_dim(layer))
 
 
@@ -136,7 +150,8 @@ def _one_node(layer: nn.Module, weight: Tensor, bias: Tensor, group: int, x: Ten
     if isinstance(layer, nn.Linear):
         return x @ weight.T + bias
     inputs = layer.in_channels // layer.groups
-    geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+    names = ("stride", "padding", "output_padding", "dilation", "padding_mode")
+    geometry = {name: getattr(layer, name) for name in names if name in signature(type(layer)).parameters}
     plain = type(layer)(inputs, 1, layer.kernel_size, **geometry)
     seen = x.narrow(neuron_dim(layer), group * inputs, inputs)
     return functional_call(plain, {"weight": weight, "bias": bias}, (seen,))

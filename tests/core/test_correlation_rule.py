@@ -323,6 +323,6 @@ def test_candidates_see_the_dendrites_there_are() -> None:
     network = started(layer, dendrites=2)
     x = random_input((3, 2, 6))
     dendrites = reference_dendrites(layer, x)
-    torch.testing.assert_close(layer.dendrites.candidates(x, dendrites), reference_pool(layer, x))
+    torch.testing.assert_close(layer.dendrites.candidates(x, layer(x), dendrites), reference_pool(layer, x))
     assert reference_pool(layer, x).shape == (3, *network.model(x).shape)
     assert neuron_dim(layer) == layer.dendrites.neurons.dim

@@ -435,7 +435,10 @@ def test_candidates_start_as_wide_as_a_layer_of_torch(make: MakeLayer, shape: tu
     layer = make()
     network = attach(layer)
     network.start_candidates(pool=50)
-    bound = layer.weight[0].numel() ** -0.5
+    inputs = layer.weight[0].numel()
+    if "Transpose" in type(layer).__name__:  # whose own weights PyTorch draws by the number of outputs
+        inputs = layer.in_channels // layer.groups * layer.weight[0, 0].numel()
+    bound = inputs**-0.5
     for parameter in layer.dendrites.candidates.nodes.parameters():
         assert parameter.abs().max() <= bound
         assert parameter.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
@@ -504,3 +507,18 @@ def test_an_encoder_layer_uses_its_dendrites_in_inference_too() -> None:
     assert not torch.allclose(grown, plain, atol=1e-2)
     with torch.no_grad():
         torch.testing.assert_close(encoder.eval()(x), grown)
+
+
+def test_a_transposed_convolution_that_is_asked_for_a_size() -> None:
+    layer = nn.ConvTranspose2d(3, 4, 3, stride=2)
+    network = attach(layer)
+    x = torch.randn(2, 3, 5, 5)
+    plain = layer(x, output_size=(12, 12)).detach()
+    network.start_candidates(2)
+    layer(x, output_size=(12, 12)).square().sum().backward()
+    network.integrate()
+    assert torch.equal(layer(x, output_size=(12, 12)), plain)
+    with torch.no_grad():
+        layer.dendrites.weights[0].fill_(1.0)
+    assert layer(x, output_size=[12, 12]).shape == plain.shape
+    assert not torch.equal(layer(x, output_size=[12, 12]), plain)
