@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pl_dendrites.core import DendriticNetwork, attach, detach, restore_structure
+from pl_dendrites.core import DendriticNetwork, attach, detach, restore_structure, select_targets
 
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
@@ -19,6 +19,7 @@ __all__ = [
     "detach",
     "load_from_checkpoint",
     "restore_structure",
+    "select_targets",
 ]
 
 

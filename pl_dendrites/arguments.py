@@ -47,7 +47,7 @@ def check_at_least(name: str, value: Any, bound: float) -> None:
 
 
 def check_patterns(name: str, value: object) -> None:
-    """Raise ``ValueError`` unless a value is a list of texts.
+    """Raise ``ValueError`` unless a value is a list of texts, or a predicate.
 
     Example:
         >>> check_patterns("exclude", "head.*")
@@ -55,4 +55,4 @@ def check_patterns(name: str, value: object) -> None:
         ValueError: `exclude` must be a list of names or patterns, got 'head.*'
     """
     texts = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) and v for v in value)
-    check(name, texts, "a list of names or patterns", value)
+    check(name, texts or callable(value), "a list of names or patterns", value)

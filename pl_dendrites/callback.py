@@ -20,6 +20,7 @@ from pl_dendrites.checkpoint import BestModel, model_weights
 from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
+from pl_dendrites.core.targets import Predicate
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import phase_record, summary_table
 from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count
@@ -44,7 +45,8 @@ class DendriteCallback(pl.Callback):
         monitor: the metric that decides, as logged by the model.
         mode: whether a good score is small or large.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that receive
-            dendrites; ``None``: every Linear and convolution that can.
+            dendrites, or in code a predicate of name and module; ``None``: every Linear, convolution and recurrent
+            layer that can. A name or type name may mean any other module too; its dendrites are copies of it then.
         exclude: the same, taken out of ``targets``.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
@@ -100,8 +102,8 @@ class DendriteCallback(pl.Callback):
         monitor: str,
         mode: Literal["min", "max"] = "min",
         *,
-        targets: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
+        targets: Sequence[str] | Predicate | None = None,
+        exclude: Sequence[str] | Predicate = (),
         max_dendrites: int = 5,
         learning: Literal["correlation"] = "correlation",
         candidates: int = 4,
@@ -245,7 +247,7 @@ class DendriteCallback(pl.Callback):
         """Go on in the phase that a checkpoint was saved in."""
         running, self._resumed = (self._resumed or {}).get("correlation"), None
         if running is not None:
-            self._start_candidates(trainer, running["trainable"]).load_state_dict(running)
+            self._start_candidates(trainer, running)
         elif self.phase == "correlation":  # interrupted before there were candidates
             self._start_candidates(trainer)
         if self.stop_reason:
@@ -337,6 +339,8 @@ class DendriteCallback(pl.Callback):
         if decision.is_best:
             self._best.keep(trainer, pl_module)
         assert self.network is not None
+        if decision.kind == "correlate" and not self.network.can_grow():
+            decision = self._machine.stop("no target layer was ever used")
         if decision.kind == "integrate" and not self.network.layers_with_error():
             decision = self._machine.stop("no target layer ever had a finite error")
         if decision.kind == "stop":
@@ -353,7 +357,7 @@ class DendriteCallback(pl.Callback):
         self._start_candidates(trainer)
         self._say(f"correlation phase of cycle {self.cycle}, candidates per neuron {self._pool}: {decision.reason}")
 
-    def _start_candidates(self, trainer: pl.Trainer, trainable: Sequence[str] | None = None) -> CorrelationPhase:
+    def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
         assert self.network is not None
         self._correlation = CorrelationPhase(
             trainer,
@@ -361,18 +365,16 @@ class DendriteCallback(pl.Callback):
             pool=self._pool,
             seed=self._seed + self.cycle,
             optimizer=self._make_optimizer,
-            trainable=trainable,
+            resumed=resumed,
         )
-        return self._correlation
 
     def _begin_base(self, trainer: pl.Trainer, decision: Decision) -> None:
         assert self.network is not None
         self._record(decision.reason)
-        watched = set(self.network.candidates)
         with self._optimizers_follow(trainer):
             taken = self.network.integrate()
         self._let_go()
-        for name in sorted(watched - set(taken)):
+        for name in sorted(set(self.network.targets) - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
         self._machine.commit()
         if self._restart:

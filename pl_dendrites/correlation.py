@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,7 +25,7 @@ class CorrelationPhase:
         pool: candidates per neuron.
         seed: for the candidates' initial weights.
         optimizer: makes their optimizer; ``None``: Adam with learning rate 0.01.
-        trainable: names of the parameters that are trainable outside the phase; ``None``: those that are so now.
+        resumed: a :meth:`state_dict` to go on from; ``None``: a new phase.
     """
 
     def __init__(
@@ -36,14 +36,21 @@ class CorrelationPhase:
         pool: int,
         seed: int,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
-        trainable: Sequence[str] | None = None,
+        resumed: Mapping[str, Any] | None = None,
     ) -> None:
         # A generator of its own: the user's random numbers stay what they are without dendrites.
-        network.start_candidates(pool, torch.Generator().manual_seed(seed), trainable)
+        network.start_candidates(
+            pool,
+            torch.Generator().manual_seed(seed),
+            trainable=None if resumed is None else resumed["trainable"],
+            state=None if resumed is None else resumed["candidates"],
+        )
         self._network = network
         parameters = network.candidate_parameters()
         try:
             self._optimizer = torch.optim.Adam(parameters, lr=0.01) if optimizer is None else optimizer(parameters)
+            if resumed is not None:
+                self._optimizer.load_state_dict(resumed["optimizer"])
         except BaseException:
             network.discard()
             raise
@@ -104,6 +111,6 @@ class CorrelationPhase:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`; ``trainable`` is an argument of the constructor."""
+        """Put back what :meth:`state_dict` returned in this phase."""
         self._network.load_candidate_state(state["candidates"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -4,6 +4,7 @@ from pl_dendrites.core.dendrites import Candidates, Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.network import DendriticNetwork, attach, detach, restore_structure
 from pl_dendrites.core.phases import Decision, PhaseMachine
+from pl_dendrites.core.targets import Selection, select_targets
 
 __all__ = [
     "ACTIVATIONS",
@@ -12,7 +13,9 @@ __all__ = [
     "Dendrites",
     "DendriticNetwork",
     "PhaseMachine",
+    "Selection",
     "attach",
     "detach",
     "restore_structure",
+    "select_targets",
 ]

@@ -16,12 +16,11 @@ from pl_dendrites.core.functional import (
     merge_moments,
     pearson,
     per_neuron,
-    split_nodes,
-    unstack_nodes,
 )
-from pl_dendrites.core.layers import by_neuron, initialise, neurons_of, node_set, potentials, put_by_neuron
+from pl_dendrites.core.kinds import Inputs, first_weight
+from pl_dendrites.core.layers import kind_of
 
-__all__ = ["Candidates", "Dendrites", "add_dendrites"]
+__all__ = ["Candidates", "Dendrites", "add_dendrites", "resume_state"]
 
 _SIGN_MOMENTUM = 0.95
 
@@ -32,23 +31,21 @@ class Dendrites(nn.Module):
     .. math:: d_{j,c} = f\Big(V_{j,c} \cdot x + v_{j,c} + \sum_{i<j} u_{j,i,c}\, d_{i,c}\Big), \qquad
               out_c = W_c \cdot x + b_c + \sum_j a_{j,c}\, d_{j,c}
 
-    (arXiv:2501.18018). ``V`` and ``v`` are one frozen standard layer, ``nodes``, with ``k * C`` outputs; ``u`` is the
-    frozen parameter ``links`` of shape ``(k (k - 1) / 2, C)``; ``a`` is trained with the network: ``weights``, a list
-    of ``k`` parameters of shape ``(C,)``, one for each dendrite, so that an optimizer's state of an older dendrite
-    outlives the arrival of a newer one. No gradient flows through a dendrite into its input. Without dendrites the
-    module has no entry in a state_dict, and the layer's own entries never change.
+    (arXiv:2501.18018). ``V`` and ``v`` are one frozen module, ``nodes``: of a Linear or convolution a layer of the same
+    type with ``k * C`` outputs, of any other layer ``k`` copies, whose output then stands for :math:`V \cdot x + v`.
+    ``u`` is the frozen parameter ``links`` of shape ``(k (k - 1) / 2, C)``; ``a`` is trained with the network:
+    ``weights``, a list of ``k`` parameters of shape ``(C,)``, one for each dendrite, so that an optimizer's state of an
+    older dendrite outlives the arrival of a newer one. No gradient flows through a dendrite into its input. Without
+    dendrites the module has no entry in a state_dict, and the layer's own entries never change.
 
     Args:
         layer: the layer that the dendrites belong to; it is read, not kept.
         activation: name of :math:`f`, a key of ``ACTIVATIONS``.
 
     Attributes:
-        neurons: where the layer's neurons are.
+        kind: where the layer's neurons are, and what its nodes look like.
         activation: name of :math:`f`.
         candidates: the pool in training, or ``None``. It is no part of the module tree.
-
-    Raises:
-        TypeError: if the layer is of no supported type.
 
     Example:
         >>> layer = nn.Linear(5, 3)
@@ -64,7 +61,7 @@ class Dendrites(nn.Module):
 
     def __init__(self, layer: nn.Module, activation: str = "tanh") -> None:
         super().__init__()
-        self.neurons = neurons_of(layer)
+        self.kind = kind_of(layer)
         self.activation = activation
         self.register_module("nodes", None)
         self.register_parameter("links", None)
@@ -85,33 +82,42 @@ class Dendrites(nn.Module):
         """What ``print(model)`` shows."""
         return f"{self.count} per neuron, {self.activation}"
 
-    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+    def train(self, mode: bool = True) -> Dendrites:
+        """Set the mode of the network; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.nodes is not None:
+            self.nodes.eval()
+        return self
+
+    def forward(self, inputs: Inputs, out: Any) -> Any:
         """Add the dendrites' signal to a layer's output and let the candidates watch the error.
 
         Args:
-            x: the layer's input.
-            out: the layer's output for that input, ``(*, C, *)``.
+            inputs: what the layer was called with.
+            out: what it returned.
 
         Returns:
-            The output that the next layer sees; shape and dtype of ``out``.
+            The same with the output that the next layer sees, ``(*, C, *)``, in the place of the layer's own.
         """
-        dim, x = self.neurons.dim, x.detach()
-        outputs = self._outputs(x, out)
-        for weight, output in zip(self.weights, outputs, strict=True):
-            out = torch.addcmul(out, per_neuron(weight, dim, out.ndim).to(out.dtype), output.to(out.dtype))
+        own = self.kind.output(out)
         # Without gradients nothing is learned: validation, and the first pass of a reentrant activation checkpoint.
-        if self.candidates is not None and torch.is_grad_enabled():
-            pool = self.candidates(x, out, outputs)
-            out = CorrelationRule.apply(out, pool, self.candidates.observe)  # type: ignore[no-untyped-call]
-        return out
+        candidates = self.candidates if torch.is_grad_enabled() else None
+        if self.nodes is None and candidates is None:
+            return out
+        outputs, dim, total = self._outputs(inputs, own), self.kind.dim, own
+        for weight, output in zip(self.weights, outputs, strict=True):
+            total = torch.addcmul(total, per_neuron(weight, dim, total.ndim).to(total.dtype), output.to(total.dtype))
+        if candidates is not None:
+            pool = candidates(inputs, total, outputs)
+            total = CorrelationRule.apply(total, pool, candidates.observe)  # type: ignore[no-untyped-call]
+        return self.kind.with_output(out, total)
 
     @torch.no_grad()
-    def _outputs(self, x: Tensor, out: Tensor) -> list[Tensor]:
+    def _outputs(self, inputs: Inputs, out: Tensor) -> list[Tensor]:
         if self.nodes is None or self.links is None:
             return []
-        stacked = potentials(self.nodes, x, out)
-        nodes = split_nodes(stacked, self.count, self.neurons.groups, self.neurons.dim)
-        return cascade(nodes, self.links, ACTIVATIONS[self.activation], self.neurons.dim)
+        potentials = self.kind.potentials(self.nodes, self.count, inputs, out)
+        return cascade(potentials.unbind(0), self.links, ACTIVATIONS[self.activation], self.kind.dim)
 
     @torch.no_grad()
     def resize(self, layer: nn.Module, count: int) -> None:
@@ -132,18 +138,18 @@ class Dendrites(nn.Module):
         if count == 0:
             self.nodes, self.links, self.activation_code = None, None, None
             return
-        reference = layer.weight
-        assert isinstance(reference, Tensor)
+        neurons = self.kind.neurons
+        assert neurons is not None
+        reference = _reference(layer)
         place: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
-        neurons = self.neurons.count
-        self.nodes = node_set(layer, count).requires_grad_(False).train(self.training)
+        self.nodes = self.kind.node_set(layer, count).requires_grad_(False).eval()
         links = torch.zeros(count * (count - 1) // 2, neurons, **place)
         if keep:
             assert old_nodes is not None
             assert old_links is not None
-            for name, _ in self.nodes.named_parameters():
-                old, fresh = by_neuron(old_nodes, name, have), by_neuron(self.nodes, name, count)
-                put_by_neuron(self.nodes, name, torch.cat([old[:keep], fresh[keep:]]))
+            for j in range(keep):
+                choice = torch.full((neurons,), j, device=reference.device)
+                self.kind.put(self.nodes, j, old_nodes, choice)
             kept = keep * (keep - 1) // 2
             links[:kept] = old_links[:kept]
         self.links = nn.Parameter(links, requires_grad=False)
@@ -155,9 +161,10 @@ class Dendrites(nn.Module):
     def integrate(self, layer: nn.Module) -> Tensor:
         """Make the best candidate of every neuron its next dendrite and let the pool go.
 
-        The best is the one with the largest absolute Pearson correlation over the running statistics. Its output weight
-        starts at zero, so that the network's output does not change, but for the rounding of a larger matrix product
-        where there were dendrites before.
+        The best is the one with the largest absolute Pearson correlation over the running statistics; where the layer's
+        neurons share their nodes, all take the one with the largest mean. Its output weight starts at zero, so that the
+        network's output does not change, but for the rounding of a larger matrix product where there were dendrites
+        before.
 
         Args:
             layer: the layer that the dendrites belong to.
@@ -172,16 +179,13 @@ class Dendrites(nn.Module):
         if pool is None:
             raise RuntimeError("there are no candidates to integrate: call start_candidates first")
         correlation = pool.correlation()
-        best = correlation.abs().argmax(0)
-        neurons = torch.arange(self.neurons.count, device=best.device)
+        best = self.kind.best(correlation)
+        neurons = torch.arange(len(best), device=best.device)
         have = self.count
         self.resize(layer, have + 1)
         assert self.nodes is not None
         assert self.links is not None
-        for name, _ in self.nodes.named_parameters():
-            nodes = by_neuron(self.nodes, name, have + 1).clone()
-            nodes[have] = by_neuron(pool.nodes, name, pool.pool)[best, neurons]
-            put_by_neuron(self.nodes, name, nodes)
+        self.kind.put(self.nodes, have, pool.nodes, best)
         if have:
             self.links[-have:] = pool.links[best, :, neurons].T
         self.set_candidates(None)
@@ -200,19 +204,22 @@ class Candidates(nn.Module):
         layer: the layer; it is read, not kept.
         dendrites: its present dendrites, whose outputs the candidates see.
         pool: candidates per neuron, ``P``.
-        generator: for the initial weights, see :func:`~pl_dendrites.core.layers.initialise`.
+        generator: for the initial weights, see :meth:`~pl_dendrites.core.kinds.LayerKind.initialise`.
 
     Attributes:
-        nodes: a standard layer with ``P * C`` outputs.
+        nodes: ``P`` nodes for every neuron, as the layer's kind has them.
         links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
         pool: ``P``.
         watching: whether errors that come are taken in.
+
+    Raises:
+        RuntimeError: if the layer's neurons are not known yet.
 
     Example:
         >>> layer = nn.Conv2d(3, 8, 3)
         >>> pool = Candidates(layer, Dendrites(layer), pool=4)
         >>> x = torch.randn(2, 3, 9, 9)
-        >>> pool(x, layer(x), []).shape
+        >>> pool(Inputs((x,), {}), layer(x), []).shape
         torch.Size([4, 2, 8, 7, 7])
     """
 
@@ -222,35 +229,37 @@ class Candidates(nn.Module):
         self, layer: nn.Module, dendrites: Dendrites, pool: int, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.neurons, self.activation, self.pool = dendrites.neurons, dendrites.activation, pool
-        self.nodes = node_set(layer, pool)
-        initialise(self.nodes, generator)
-        weight = self.nodes.weight
-        assert isinstance(weight, Tensor)
-        count = self.neurons.count
-        self.links = nn.Parameter(torch.zeros(pool, dendrites.count, count, device=weight.device, dtype=weight.dtype))
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        self.kind, self.activation, self.pool = dendrites.kind, dendrites.activation, pool
+        neurons = self.kind.neurons
+        if neurons is None:
+            raise RuntimeError("the neurons of the layer are not known before its first forward pass")
+        self.nodes = self.kind.node_set(layer, pool).train()
+        self.kind.initialise(self.nodes, generator)
+        reference = _reference(layer)
+        device = reference.device
+        self.links = nn.Parameter(torch.zeros(pool, dendrites.count, neurons, device=device, dtype=reference.dtype))
+        wide = torch.promote_types(reference.dtype, torch.float32)
         for name in Moments._fields:
-            shape = (count,) if name in ("samples", "mean_error", "square_error") else (pool, count)
-            self.register_buffer(name, torch.zeros(shape, device=weight.device, dtype=wide))
-        self.register_buffer("running_covariance", torch.zeros(pool, count, device=weight.device, dtype=wide))
-        self.register_buffer("reference", torch.zeros(count, device=weight.device, dtype=wide))
-        self.register_buffer("missed", torch.tensor(False, device=weight.device), persistent=False)
+            shape = (neurons,) if name in ("samples", "mean_error", "square_error") else (pool, neurons)
+            self.register_buffer(name, torch.zeros(shape, device=device, dtype=wide))
+        self.register_buffer("running_covariance", torch.zeros(pool, neurons, device=device, dtype=wide))
+        self.register_buffer("reference", torch.zeros(neurons, device=device, dtype=wide))
+        self.register_buffer("missed", torch.tensor(False, device=device), persistent=False)
         self.watching = True
 
-    def forward(self, x: Tensor, out: Tensor, dendrites: list[Tensor]) -> Tensor:
+    def forward(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> Tensor:
         """Outputs of the pool.
 
         Args:
-            x: the layer's input, without gradient.
+            inputs: what the layer was called with.
             out: the layer's output, whose shape alone matters.
             dendrites: outputs of the ``k`` dendrites there are, each ``(*, C, *)``.
 
         Returns:
             Shape ``(P, *, C, *)``.
         """
-        dim = self.neurons.dim
-        total = unstack_nodes(potentials(self.nodes, x, out), self.pool, self.neurons.groups, dim)
+        dim = self.kind.dim
+        total = self.kind.potentials(self.nodes, self.pool, inputs, out)
         for j, output in enumerate(dendrites):
             link = per_neuron(self.links[:, j], dim, output.ndim).to(total.dtype)
             total = torch.addcmul(total, link, output.to(total.dtype))
@@ -270,7 +279,7 @@ class Candidates(nn.Module):
         """
         if not self.watching:
             return torch.zeros_like(outputs)
-        new, centred = batch_moments(outputs, error, self.neurons.dim)
+        new, centred = batch_moments(outputs, error, self.kind.dim)
         if error.numel():  # an expert without tokens missed nothing
             self.missed.logical_or_((new.samples == 0).any())
         for name, value in merge_moments(self.moments, new)._asdict().items():
@@ -278,7 +287,7 @@ class Candidates(nn.Module):
         average = self.running_covariance
         assert isinstance(average, Tensor)
         average.lerp_(new.covariance.nan_to_num(0.0, 0.0, 0.0), 1 - _SIGN_MOMENTUM)
-        sign = per_neuron(average.sign(), self.neurons.dim, error.ndim)
+        sign = per_neuron(average.sign(), self.kind.dim, error.ndim)
         return (-sign * centred).to(outputs.dtype)
 
     @property
@@ -324,8 +333,21 @@ class Candidates(nn.Module):
             value.zero_()
 
 
-def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
     dendrites = layer.dendrites
     assert isinstance(dendrites, Dendrites)
-    return dendrites(args[0] if args else kwargs["input"], out)  # type: ignore[no-any-return]
+    return dendrites(Inputs(args, kwargs), out)
+
+
+def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The forward pre-hook of a layer with a state of its own."""
+    dendrites = layer.dendrites
+    assert isinstance(dendrites, Dendrites)
+    return dendrites.kind.before(layer, Inputs(args, kwargs))
+
+
+def _reference(layer: nn.Module) -> Tensor:
+    # The tensor whose device and type dendrites have; a parametrized layer has a weight that is no parameter.
+    weight = getattr(layer, "weight", None)
+    return first_weight([*([weight] if isinstance(weight, Tensor) else []), *layer.parameters()])

@@ -24,7 +24,6 @@ __all__ = [
     "merge_moments",
     "pearson",
     "per_neuron",
-    "split_nodes",
     "stack_nodes",
     "unstack_nodes",
 ]
@@ -107,25 +106,6 @@ def stack_nodes(nodes: Tensor, groups: int) -> Tensor:
     neurons = nodes.shape[1]
     apart: Tensor = nodes.unflatten(1, (groups, neurons // groups))
     return apart.movedim(0, 1).flatten(0, 2)
-
-
-def split_nodes(potentials: Tensor, count: int, groups: int, dim: int) -> tuple[Tensor, ...]:
-    """The output of a set, one tensor of the layer's own output shape per node.
-
-    Args:
-        potentials: output of a set with ``count * C`` entries along ``dim``.
-        count: nodes per neuron.
-        groups: groups of the layer.
-        dim: the neuron dimension, counted from the end.
-
-    Returns:
-        ``count`` tensors with ``C`` entries along ``dim``.
-
-    Example:
-        >>> [tuple(node.shape) for node in split_nodes(torch.zeros(8, 6, 5, 5), 2, 1, -3)]
-        [(8, 3, 5, 5), (8, 3, 5, 5)]
-    """
-    return unstack_nodes(potentials, count, groups, dim).unbind(0)
 
 
 def cascade(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.dendrites import Candidates, Dendrites, add_dendrites
+from pl_dendrites.core.dendrites import Candidates, Dendrites, add_dendrites, resume_state
 from pl_dendrites.core.freeze import Freeze
 from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.structure import read_structure
-from pl_dendrites.core.targets import plain_name, select_targets
+from pl_dendrites.core.targets import Predicate, plain_name, select_targets
 
 __all__ = ["DendriticNetwork", "attach", "detach", "grow_on_load", "restore_structure"]
 
@@ -31,7 +31,7 @@ class DendriticNetwork:
 
     Attributes:
         model: the model.
-        layers: the dendrites of each layer by its name.
+        targets: names of the layers that grow.
         skipped: name and reason of the layers left alone.
 
     Raises:
@@ -59,8 +59,8 @@ class DendriticNetwork:
     def __init__(
         self,
         model: nn.Module,
-        targets: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
+        targets: Sequence[str] | Predicate | None = None,
+        exclude: Sequence[str] | Predicate = (),
         activation: str = "tanh",
     ) -> None:
         if activation not in ACTIVATIONS:
@@ -69,7 +69,7 @@ class DendriticNetwork:
         self.model = model
         self.skipped = selection.skipped
         self._hosts = dict(_hosts(model))
-        self._growing = list(selection.chosen)
+        self.targets = list(selection.chosen)
         for name, layer in selection.chosen.items():
             if name not in self._hosts:
                 _hang(layer, activation)
@@ -92,8 +92,16 @@ class DendriticNetwork:
         """The pools in training by the layer's name; empty outside a correlation phase."""
         return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}
 
+    def can_grow(self) -> list[str]:
+        """Names of the target layers whose neurons are known: of a user's own module not before a forward pass."""
+        return [name for name in self.targets if _dendrites(self._hosts[name]).kind.neurons is not None]
+
     def start_candidates(
-        self, pool: int = 4, generator: torch.Generator | None = None, trainable: Sequence[str] | None = None
+        self,
+        pool: int = 4,
+        generator: torch.Generator | None = None,
+        trainable: Sequence[str] | None = None,
+        state: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Give every target layer a pool and freeze the model, remembering every ``requires_grad`` flag.
 
@@ -101,20 +109,33 @@ class DendriticNetwork:
             pool: candidates per neuron.
             generator: a generator on the CPU for the initial weights; ``None``: PyTorch's default one.
             trainable: names of the parameters whose flag returns; ``None``: those that are trainable now.
+            state: from :meth:`candidate_state`, to go on from.
 
         Raises:
-            RuntimeError: if there are candidates already.
-            ValueError: if ``pool`` is not a positive integer.
+            RuntimeError: if there are candidates already, or no forward pass has yet told any layer's neurons.
+            ValueError: if ``pool`` is not a positive integer, or the state belongs to other layers.
         """
         if self._freeze is not None:
             raise RuntimeError("there are candidates already: integrate or discard them first")
         if pool < 1:
             raise ValueError(f"`pool` must be at least 1, got {pool}")
-        for name in self._growing:
+        for name, values in (state or {}).items():
+            if name in self._hosts and "reference" in values:
+                _know_neurons(self._hosts[name], values["reference"].numel())
+        names = self.can_grow()
+        if not names:
+            raise RuntimeError(f"the neurons of {self.targets} are not known before their first forward pass")
+        for name in names:
             layer = self._hosts[name]
             dendrites = _dendrites(layer)
             dendrites.set_candidates(Candidates(layer, dendrites, pool, generator))
         self._freeze = Freeze(self.model, trainable)
+        if state is not None:
+            try:
+                self.load_candidate_state(state)
+            except BaseException:
+                self.discard()
+                raise
 
     @property
     def trainable(self) -> list[str]:
@@ -245,17 +266,17 @@ class DendriticNetwork:
 
 def attach(
     model: nn.Module,
-    targets: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
+    targets: Sequence[str] | Predicate | None = None,
+    exclude: Sequence[str] | Predicate = (),
     activation: str = "tanh",
 ) -> DendriticNetwork:
     """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
 
     Args:
         model: any module.
-        targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that grow;
-            ``None``: every layer that can.
-        exclude: the same, taken out of ``targets``.
+        targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`, which also shows what
+            would grow without changing anything; ``None``: every Linear, convolution and recurrent layer.
+        exclude: taken out of ``targets``.
         activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
 
     Returns:
@@ -300,6 +321,7 @@ def detach(model: nn.Module) -> nn.Module:
     for _, layer in hosts:
         del layer.dendrites
         _remove_hook(layer._forward_hooks, add_dendrites, layer._forward_hooks_with_kwargs)
+        _remove_hook(layer._forward_pre_hooks, resume_state, layer._forward_pre_hooks_with_kwargs)
     _remove_hook(model._load_state_dict_pre_hooks, _restore_before_loading)
     return model
 
@@ -352,7 +374,14 @@ def _apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: st
         if dendrites.activation != wanted.activation:
             dendrites.resize(layer, 0)
             dendrites.activation = wanted.activation
+        if wanted.count:
+            _know_neurons(layer, wanted.neurons)
         dendrites.resize(layer, wanted.count)
+
+
+def _know_neurons(layer: nn.Module, neurons: int) -> None:
+    kind = _dendrites(layer).kind
+    kind.neurons = kind.neurons or neurons
 
 
 def _hosts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -369,8 +398,10 @@ def _dendrites(layer: nn.Module) -> Dendrites:
 
 
 def _hang(layer: nn.Module, activation: str) -> None:
-    layer.dendrites = Dendrites(layer, activation).train(layer.training)
+    layer.dendrites = dendrites = Dendrites(layer, activation).train(layer.training)
     layer.register_forward_hook(add_dendrites, with_kwargs=True)
+    if dendrites.kind.stateful:
+        layer.register_forward_pre_hook(resume_state, with_kwargs=True)
 
 
 def _is_hook(entry: Any, function: Callable[..., Any]) -> bool:

@@ -1,8 +1,9 @@
 """Reading the structure of a grown model off its state_dict.
 
-A layer with ``k`` dendrites has the entries ``<layer>.dendrites.nodes.weight`` and ``.nodes.bias`` (``k * C`` rows),
-``.links`` (``k (k - 1) / 2`` rows), ``.weights.0`` ... ``.weights.<k - 1>`` and ``.activation_code``. Everything is
-checked against the model before anything changes, and nothing larger than the state_dict itself is ever allocated.
+A layer with ``k`` dendrites has the entries ``<layer>.dendrites.nodes.*`` (of a Linear or convolution ``weight`` and
+``bias`` with ``k * C`` rows, of any other layer ``k`` times its own), ``.links`` (``k (k - 1) / 2`` rows),
+``.weights.0`` ... ``.weights.<k - 1>`` and ``.activation_code``. Everything is checked against the model before
+anything changes, and nothing larger than the state_dict itself is ever allocated.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.dendrites import Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.layers import neurons_of, node_set
+from pl_dendrites.core.layers import kind_of
 from pl_dendrites.core.targets import reasons_against
 
 __all__ = ["LayerStructure", "is_dendrite_key", "read_structure"]
 
 _KEY = re.compile(
-    r"(?:(?P<layer>.+)\.)?dendrites\.(?P<part>nodes\.weight|nodes\.bias|links|activation_code|weights\.\d+)",
+    r"(?:(?P<layer>.+)\.)?dendrites\.(?P<part>nodes\.(?:weight|bias|\d+\..+)|links|activation_code|weights\.\d+)",
     re.DOTALL,  # a name may have any character but a dot
 )
 
@@ -36,10 +37,12 @@ class LayerStructure:
     Attributes:
         count: dendrites per neuron.
         activation: name of their activation.
+        neurons: number of neurons.
     """
 
     count: int
     activation: str
+    neurons: int = 0
 
 
 def is_dendrite_key(key: str) -> bool:
@@ -74,14 +77,14 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
     parts = _entries_by_layer(state_dict, prefix)
     # With duplicates: a module used under two names has its entries under both.
     modules = dict(model.named_modules(remove_duplicate=False))
-    against = reasons_against(model) if parts else {}
+    against = reasons_against(model, {modules[name] for name in parts if name in modules}) if parts else {}
     wrong, structure, memory = [], {}, _Memory()
     told: dict[nn.Module, LayerStructure] = {}
     for name, values in parts.items():
         try:
             layer = _able(modules.get(name), against)
             structure[name] = _read_layer(layer, values)
-            _check_weight(layer, state_dict.get(f"{prefix}{name}.weight" if name else f"{prefix}weight"))
+            _check_own(layer, state_dict, f"{prefix}{name}." if name else prefix)
             if layer not in told:
                 memory.take(values.values())
             if told.setdefault(layer, structure[name]) != structure[name]:
@@ -142,19 +145,21 @@ def _able(layer: nn.Module | None, against: Mapping[nn.Module, str | None]) -> n
     return layer
 
 
-def _check_weight(layer: nn.Module, given: Any) -> None:
+def _check_own(layer: nn.Module, state_dict: Mapping[str, Any], path: str) -> None:
     # PyTorch would notice too, but after the model has grown.
-    own = layer._parameters.get("weight")
-    if own is not None and isinstance(given, Tensor) and _shape(given) != tuple(own.shape):
-        raise ValueError(f"weight must have the shape {tuple(own.shape)}, got {_shape(given)}")
+    for name, own in (*layer.named_parameters(), *layer.named_buffers()):
+        given = state_dict.get(f"{path}{name}")
+        inside = name.startswith("dendrites.") or ".dendrites." in name
+        if not inside and isinstance(given, Tensor) and _shape(given) != tuple(own.shape):
+            raise ValueError(f"{name} must have the shape {tuple(own.shape)}, got {_shape(given)}")
 
 
 def _read_layer(layer: nn.Module, values: Mapping[str, Any]) -> LayerStructure:
     count = sum(part.startswith("weights.") for part in values)
-    neurons = neurons_of(layer).count
-    # On the meta device: shapes alone, so that no file can make us allocate more than it holds.
-    nodes = dict(node_set(layer, max(count, 1), torch.device("meta")).named_parameters())
-    shapes = {f"nodes.{part}": tuple(tensor.shape) for part, tensor in nodes.items()}
+    kind = kind_of(layer)
+    neurons = kind.neurons or _length(values.get("weights.0"))
+    nodes = {f"nodes.{part}": value for part, value in kind.template(layer, max(count, 1)).items()}
+    shapes = {part: tuple(value.shape) for part, value in nodes.items()}
     shapes["links"] = (count * (count - 1) // 2, neurons)
     shapes["activation_code"] = ()
     shapes.update({f"weights.{j}": (neurons,) for j in range(max(count, 1))})
@@ -164,12 +169,17 @@ def _read_layer(layer: nn.Module, values: Mapping[str, Any]) -> LayerStructure:
     for part, shape in shapes.items():
         if _shape(values[part]) != shape:
             raise ValueError(f"dendrites.{part} must have the shape {shape}, got {_shape(values[part])}")
-        if part != "activation_code" and not values[part].is_floating_point():
+        floats = part != "activation_code" and (part not in nodes or nodes[part].is_floating_point())
+        if floats and not values[part].is_floating_point():
             raise ValueError(f"dendrites.{part} must be floating point, got {values[part].dtype}")
     code = values["activation_code"]
     if code.dtype != torch.int64 or not 0 <= int(code) < len(ACTIVATIONS):
         raise ValueError(f"dendrites.activation_code must be an integer below {len(ACTIVATIONS)}, got {code}")
-    return LayerStructure(count, list(ACTIVATIONS)[int(code)])
+    return LayerStructure(count, list(ACTIVATIONS)[int(code)], neurons)
+
+
+def _length(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) and not is_lazy(value) else 0
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

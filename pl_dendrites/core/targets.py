@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pl_dendrites.core.copies import reason_against_a_copy, reason_against_copies
 from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.layers import is_supported
+from pl_dendrites.core.layers import is_layer, kind_of
+from pl_dendrites.core.stacked import STACKED
 
-__all__ = ["Selection", "plain_name", "reasons_against", "select_targets"]
+__all__ = ["Predicate", "Selection", "plain_name", "reasons_against", "select_targets"]
+
+Predicate = Callable[[str, nn.Module], bool]
 
 
 class Selection(NamedTuple):
-    """What :func:`select_targets` found.
+    """What :func:`select_targets` found; printed, it is a table.
 
     Attributes:
         chosen: the target layers by name.
         skipped: name and reason for every layer that was asked for, or could be thought to be, and is left alone.
+
+    Example:
+        >>> print(select_targets(nn.Sequential(nn.Linear(4, 8), nn.LSTM(8, 3)), exclude=["1"]))
+        layer  type    neurons  parameters per dendrite
+        0      Linear        8                       48
     """
 
     chosen: dict[str, nn.Module]
     skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        """A row for every target layer, and a line for every layer that is left alone."""
+        rows = [("layer", "type", "neurons", "parameters per dendrite")]
+        for name, layer in self.chosen.items():
+            kind = kind_of(layer)
+            # Each neuron has an output weight too; of a user's own module a forward pass tells how many there are.
+            known = kind.neurons is not None
+            cost = f"{kind.cost(layer)} + neurons" if not known else str(kind.cost(layer) + (kind.neurons or 0))
+            rows.append((name, type(layer).__name__, str(kind.neurons) if known else "?", cost))
+        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [f"{name:{a}}  {kind:{b}}  {neurons:>{c}}  {cost:>{d}}" for name, kind, neurons, cost in rows]
+        return "\n".join([*lines, *(f"'{name}' is left alone: {reason}" for name, reason in self.skipped.items())])
 
 
 def plain_name(name: str) -> str:
@@ -37,13 +59,18 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def select_targets(model: nn.Module, targets: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Selection:
-    """The layers of a model that receive dendrites.
+def select_targets(
+    model: nn.Module,
+    targets: Sequence[str] | Predicate | None = None,
+    exclude: Sequence[str] | Predicate = (),
+) -> Selection:
+    """The layers of a model that receive dendrites. Nothing changes; this is what ``attach`` would do.
 
     Args:
         model: any module.
-        targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``); ``None``: every layer
-            that can have dendrites.
+        targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``), or a predicate of name
+            and module; ``None``: every Linear, convolution and recurrent layer. A glob or a predicate chooses among
+            those; a name or type name may mean any other module too, whose dendrites are then copies of it.
         exclude: the same, taken out of ``targets``.
 
     Returns:
@@ -57,47 +84,60 @@ def select_targets(model: nn.Module, targets: Sequence[str] | None = None, exclu
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
         >>> list(select_targets(model).chosen), list(select_targets(model, exclude=["2"]).chosen)
         (['0', '2'], ['0'])
+        >>> list(select_targets(model, lambda name, layer: layer.out_features < 4).chosen)
+        ['2']
         >>> select_targets(model, targets=["LayerNorm"])
         Traceback (most recent call last):
         ValueError: `targets`: no layer can have dendrites for ['LayerNorm'].
-          '1' (LayerNorm): dendrites for this type are not supported
+          '1' (LayerNorm): it has no weight matrix
         Layers that can: '0' (Linear), '2' (Linear)
     """
     for argument, patterns in (("targets", targets), ("exclude", exclude)):
         if isinstance(patterns, str):
             raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
-    modules, against = _modules(model), reasons_against(model)
+    modules = _modules(model)
+    named = () if targets is None or callable(targets) else {modules[name] for name in _named(targets, modules)}
+    against = reasons_against(model, named)
     reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
     excluded = _matches(exclude, able)
     _refuse_unmatched("exclude", exclude, modules, able, reasons)
     if targets is None:
-        asked = {name for name, module in modules.items() if is_supported(module)}
+        asked = {name for name, module in modules.items() if is_layer(module)}
     else:
         _refuse_unmatched("targets", targets, modules, able, reasons)
-        asked = _matches(targets, modules)
+        asked = _matches(targets, able if callable(targets) else modules)
     chosen = {name: able[name] for name in able if name in asked and name not in excluded}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None and name in asked}
+    for name in list(chosen):
+        outer = next((parent for parent in _parents(name) if parent in chosen), None)
+        if outer is not None:
+            del chosen[name]
+            skipped[name] = f"it is a part of '{outer}', which gets dendrites as a whole"
     if not chosen:
-        wish = "every supported layer" if targets is None else f"{list(targets)}"
-        without = f" without {list(exclude)}" if exclude else ""
+        wish = "every supported layer" if targets is None else _wish(targets)
+        without = f" without {_wish(exclude)}" if exclude else ""
         raise ValueError(
             f"`targets`: no layer can have dendrites for {wish}{without}.{_survey(skipped, able, modules)}"
         )
     return Selection(chosen, skipped)
 
 
-def reasons_against(model: nn.Module) -> dict[nn.Module, str | None]:
+def reasons_against(model: nn.Module, named: Collection[nn.Module] = ()) -> dict[nn.Module, str | None]:
     """Why each module of a model, those inside dendrites left out, cannot have dendrites; ``None``: it can.
+
+    Args:
+        model: the model.
+        named: modules that are asked for by themselves: they can, even if they are no layers of PyTorch's.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
         >>> against = reasons_against(model)
         >>> against[model[0]], against[model[1]]
-        (None, 'dendrites for this type are not supported')
+        (None, 'it has no weight matrix')
     """
     modules = _modules(model)
-    return {module: _why_not(name, module, modules) for name, module in modules.items()}
+    return {module: _why_not(name, module, modules, module in named) for name, module in modules.items()}
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -115,43 +155,64 @@ def _parents(name: str) -> Iterable[str]:
         yield name
 
 
-def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module]) -> str | None:
-    if not is_supported(module):
-        return "dendrites for this type are not supported"
+def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], named: bool) -> str | None:
+    reason: str | None
     parent = modules.get(name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention uses its weights and never calls it"
-    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-        return "its size is not known before its first forward pass"
-    if not module.weight.is_floating_point():  # type: ignore[operator]
-        return f"its weight is of type {module.weight.dtype}, not floating point"
-    if not isinstance(getattr(module, "dendrites", None), Dendrites | None):
-        return "it already has an attribute named 'dendrites'"
-    return None
+    if isinstance(parent, nn.MultiheadAttention) and is_layer(module):
+        reason = "nn.MultiheadAttention uses its weights and never calls it"
+    elif any(is_lazy(parameter) for parameter in module.parameters()):
+        reason = "its size is not known before its first forward pass"
+    elif not isinstance(getattr(module, "dendrites", None), Dendrites | None):
+        reason = "it already has an attribute named 'dendrites'"
+    elif isinstance(module, STACKED):
+        dtype = module.weight.dtype
+        reason = None if dtype.is_floating_point else f"its weight is of type {dtype}, not floating point"
+    else:
+        reason = reason_against_copies(module)
+        if reason is None and not is_layer(module):
+            if not named:
+                reason = "it is no layer of PyTorch's: name it in `targets`, and its dendrites will be copies of it"
+            elif not name:
+                reason = "it is the whole model"
+        reason = reason or reason_against_a_copy(module)
+    return reason
 
 
-def _matches(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[str]:
+def _named(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[str]:
+    names = {pattern for pattern in patterns if pattern in modules}
+    return names | {
+        name for name, module in modules.items() if any(_is_type(p, module) for p in patterns if p not in names)
+    }
+
+
+def _matches(patterns: Sequence[str] | Predicate, modules: Mapping[str, nn.Module]) -> set[str]:
+    if callable(patterns):
+        return {name for name, module in modules.items() if patterns(name, module)}
     found: set[str] = set()
     for pattern in patterns:
         # The name of a module means that module, even where it reads as a pattern or a type too.
         found |= {pattern} & modules.keys() or {
-            name for name, module in modules.items() if _match(pattern, name, module)
+            name for name, module in modules.items() if fnmatchcase(name, pattern) or _is_type(pattern, module)
         }
     return found
 
 
-def _match(pattern: str, name: str, module: nn.Module) -> bool:
-    return fnmatchcase(name, pattern) or any(kind.__name__ == pattern for kind in type(module).__mro__[:-2])
+def _is_type(pattern: str, module: nn.Module) -> bool:
+    return any(kind.__name__ == pattern for kind in type(module).__mro__[:-2])
+
+
+def _wish(patterns: Sequence[str] | Predicate) -> str:
+    return "the predicate" if callable(patterns) else f"{list(patterns)}"
 
 
 def _refuse_unmatched(
     argument: str,
-    patterns: Iterable[str],
+    patterns: Sequence[str] | Predicate,
     modules: Mapping[str, nn.Module],
     able: Mapping[str, nn.Module],
     reasons: Mapping[str, str | None],
 ) -> None:
-    for pattern in patterns:
+    for pattern in () if callable(patterns) else patterns:
         if not _matches([pattern], able):
             near = {name: reasons[name] or "" for name in _matches([pattern], modules)}
             inside = _matches([f"{pattern}.*"], able)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import PearsonCorrCoef
 
 from pl_dendrites.core import DendriticNetwork, attach
+from pl_dendrites.core.kinds import Inputs
 from tests.core.helpers import (
     LAYERS,
     assert_gradients,
@@ -323,6 +324,8 @@ def test_candidates_see_the_dendrites_there_are() -> None:
     network = started(layer, dendrites=2)
     x = random_input((3, 2, 6))
     dendrites = reference_dendrites(layer, x)
-    torch.testing.assert_close(layer.dendrites.candidates(x, layer(x), dendrites), reference_pool(layer, x))
+    torch.testing.assert_close(
+        layer.dendrites.candidates(Inputs((x,), {}), layer(x), dendrites), reference_pool(layer, x)
+    )
     assert reference_pool(layer, x).shape == (3, *network.model(x).shape)
-    assert neuron_dim(layer) == layer.dendrites.neurons.dim
+    assert neuron_dim(layer) == layer.dendrites.kind.dim

@@ -341,6 +341,7 @@ def test_weights_that_do_not_fit_name_every_layer_and_change_nothing(
         ("a.dendrites.weight", False),
         ("my_dendrites.links", False),
         ("a.dendrites.weights.x", False),
+        ("a.dendrites.nodes.0.weight_hh_l0", True),
         ("a.dendrites.nodes.weight.b", False),
         ("a.weight", False),
     ],

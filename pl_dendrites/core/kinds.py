@@ -1,0 +1,131 @@
+"""What dendrites must know of the layer that they hang on: where its neurons are, and how nodes like it are made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Inputs", "LayerKind", "first_weight"]
+
+
+class Inputs(NamedTuple):
+    """What a layer was called with.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class LayerKind(ABC):
+    """The view that dendrites have of one layer.
+
+    A dendrite's node is the part of it that sees the layer's input. The nodes of all dendrites of a layer are one
+    module, the node set; what it looks like is up to the kind.
+
+    Attributes:
+        neurons: number of neurons, ``C``; ``None`` while no forward pass has told.
+        dim: their dimension in the layer's output, counted from the end.
+        separable: whether each neuron has nodes of its own. Where it has not, a candidate is taken for all neurons or
+            for none.
+        stateful: whether :meth:`before` has something to do.
+    """
+
+    neurons: int | None
+    dim: int
+    separable: bool
+    stateful: bool = False
+
+    def before(self, layer: nn.Module, inputs: Inputs) -> Inputs:
+        """What the layer is to be called with instead."""
+        return inputs
+
+    def output(self, out: Any) -> Tensor:
+        """The tensor that holds the neurons' outputs, of all that the layer returned."""
+        tensor: Tensor = out
+        return tensor
+
+    def with_output(self, out: Any, tensor: Tensor) -> Any:
+        """What the layer returned, with another tensor in the place of :meth:`output`."""
+        return tensor
+
+    @abstractmethod
+    def node_set(self, layer: nn.Module, count: int) -> nn.Module:
+        """A set of ``count`` nodes for every neuron, its values undefined.
+
+        Args:
+            layer: the layer; the set is like it in type, geometry, device and dtype.
+            count: nodes per neuron.
+        """
+
+    @abstractmethod
+    def template(self, layer: nn.Module, count: int) -> dict[str, Tensor]:
+        """The entries of a node set's state_dict, on the meta device: types and shapes alone, nothing allocated."""
+
+    def cost(self, layer: nn.Module) -> int:
+        """Parameters of one node of every neuron."""
+        return sum(entry.numel() for entry in self.template(layer, 1).values())
+
+    @abstractmethod
+    def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
+        """Draw the values of a node set as PyTorch draws those of a new layer.
+
+        Args:
+            nodes: the node set.
+            generator: a generator on the CPU, so that a draw does not depend on the device, and the user's own sequence
+                of random numbers is left alone; ``None``: PyTorch's default one.
+        """
+
+    @abstractmethod
+    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor) -> Tensor:
+        """What a node set computes beside its layer; no gradient flows into the inputs.
+
+        Args:
+            nodes: the node set.
+            count: nodes per neuron.
+            inputs: what the layer was called with.
+            out: the layer's own :meth:`output`.
+
+        Returns:
+            Shape ``(count, *, C, *)``.
+        """
+
+    @abstractmethod
+    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor) -> None:
+        """Copy one node of every neuron from another set.
+
+        Args:
+            nodes: the set that is written.
+            place: which of its nodes becomes a copy.
+            source: the set that is read.
+            choice: shape ``(C,)``, which of its nodes each neuron takes; where neurons are not separable, all the same.
+        """
+
+    def best(self, correlation: Tensor) -> Tensor:
+        """Which candidate each neuron takes, the one with the largest absolute correlation.
+
+        Args:
+            correlation: shape ``(P, C)``.
+
+        Returns:
+            Shape ``(C,)``; where neurons are not separable, for all the candidate with the largest mean.
+        """
+        size = correlation.abs()
+        return size.argmax(0) if self.separable else size.mean(1).argmax().expand(size.shape[1])
+
+
+def first_weight(parameters: Iterable[Tensor]) -> Tensor:
+    """The first floating point tensor: it tells device and dtype.
+
+    Example:
+        >>> first_weight(nn.Linear(2, 3).double().parameters()).dtype
+        torch.float64
+    """
+    return next(parameter for parameter in parameters if parameter.is_floating_point())
