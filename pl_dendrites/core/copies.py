@@ -18,15 +18,6 @@ from pl_dendrites.core.stacked import STACKED, Stacked
 
 __all__ = ["Copies", "map_tensors", "reason_against_a_copy", "reason_against_copies"]
 
-_HOOKS = (
-    "_backward_hooks",
-    "_forward_hooks",
-    "_forward_hooks_always_called",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-
 
 class Copies(LayerKind):
     """A module of any type, whose nodes are copies of it.
@@ -63,7 +54,7 @@ class Copies(LayerKind):
         self._type = type(layer).__name__
         self._key: Any = getattr(layer, "neuron_output", None)
         self._wanted_dim: int | None = getattr(layer, "neuron_dim", None)
-        inner = [Stacked(part) for part in layer.modules() if isinstance(part, STACKED)]
+        inner = [Stacked(part) for part in _bare(layer, {}).modules() if isinstance(part, STACKED)]
         self._guess = (inner[-1].neurons, inner[-1].dim) if inner else None
 
     def output(self, out: Any) -> Tensor:
@@ -246,7 +237,8 @@ def _bare(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     if id(module) not in seen:
         twin = seen[id(module)] = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
-        twin.__dict__.update({name: OrderedDict() for name in _HOOKS})
+        hooks = [name for name, value in module.__dict__.items() if name.endswith("_hooks") or "_hooks_" in name]
+        twin.__dict__.update({name: OrderedDict() for name in hooks})
         twin.__dict__["_modules"] = {
             name: child if child is None else _bare(child, seen)
             for name, child in module._modules.items()

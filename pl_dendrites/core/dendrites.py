@@ -89,16 +89,20 @@ class Dendrites(nn.Module):
             self.nodes.eval()
         return self
 
-    def forward(self, inputs: Inputs, out: Any) -> Any:
+    def forward(self, inputs: Any, *returned: Any) -> Any:
         """Add the dendrites' signal to a layer's output and let the candidates watch the error.
 
         Args:
             inputs: what the layer was called with.
-            out: what it returned.
+            *returned: what it returned. A container that calls its submodules in turn, as ``nn.Sequential`` does, calls
+                this one too, with no more than the output of the one before, and gets that back.
 
         Returns:
             The same with the output that the next layer sees, ``(*, C, *)``, in the place of the layer's own.
         """
+        if not returned:
+            return inputs
+        (out,) = returned
         own = self.kind.output(out)
         # Without gradients nothing is learned: validation, and the first pass of a reentrant activation checkpoint.
         candidates = self.candidates if torch.is_grad_enabled() else None

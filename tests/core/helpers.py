@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,21 @@ def grow(layer: nn.Module, count: int, seed: int = 0) -> None:
 
 
 def neuron_dim(layer: nn.Module) -> int:
-    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+    if isinstance(layer, nn.Linear | nn.RNNBase | nn.RNNCellBase):
+        return -1
+    return -1 - len(layer.kernel_size) if hasattr(layer, "kernel_size") else layer.expected_dim
+
+
+def arguments(x: Any) -> tuple[Any, ...]:
+    """What a layer is called with: an input, or a tuple of all arguments."""
+    return x if isinstance(x, tuple) else (x,)
+
+
+def output_of(out: Any) -> Tensor:
+    """The first tensor of whatever a layer returned, however deep."""
+    while not isinstance(out, Tensor):
+        out = next(iter(out.values())) if isinstance(out, dict) else out[0]
+    return out
 
 
 def samples(values: Tensor, layer: nn.Module, lead: int = 0) -> Tensor:
@@ -66,7 +81,7 @@ def samples(values: Tensor, layer: nn.Module, lead: int = 0) -> Tensor:
 
 def reference_forward(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer with dendrites must give; gradients pass through its own weights alone."""
-    out = layer.forward(x)
+    out = output_of(layer.forward(*arguments(x)))
     for weight, output in zip(layer.dendrites.weights, reference_dendrites(layer, x), strict=True):
         out = out + _along_neurons(weight.detach(), layer) * output
     return out
@@ -90,7 +105,7 @@ def reference_pool(layer: nn.Module, x: Tensor) -> Tensor:
     pool: Candidates = layer.dendrites.candidates
     outputs = []
     for p in range(pool.pool):
-        total = _potentials(layer, pool.nodes, pool.pool, p, x.detach())
+        total = _potentials(layer, pool.nodes, pool.pool, p, x)
         for link, earlier in zip(pool.links[p], reference_dendrites(layer, x), strict=True):
             total = total + _along_neurons(link, layer) * earlier
         outputs.append(FUNCTIONS[pool.activation](total))
@@ -131,6 +146,8 @@ def assert_gradients(layer: nn.Module, expected: Sequence[Tensor], relative: flo
 
 
 def _potentials(layer: nn.Module, nodes: nn.Module, count: int, node: int, x: Tensor) -> Tensor:
+    if isinstance(nodes, nn.ModuleList):
+        return output_of(nodes[node](*arguments(x)))
     neurons = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     groups = getattr(layer, "groups", 1)
     size = neurons // groups
