@@ -112,6 +112,30 @@ class GAN(L.LightningModule):
         return [optimizers[0] for optimizers, _ in made], [schedulers[0] for _, schedulers in made]
 
 
+class OwnBlock(nn.Module):
+    """A module that no one but its author knows, with statistics of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.norm = nn.Linear(4, 5), nn.Linear(4, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"hidden": self.norm(self.value(x) * self.gate(x).sigmoid())}
+
+
+class Recurrent(Classifier):
+    """The classifier's input as a sequence of four, of which the last state alone is used, and a block of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.block = nn.GRU(1, 4, batch_first=True), OwnBlock()
+        self.net = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, state = self.rnn(x[..., None])
+        return self.net(self.block(state[-1])["hidden"])
+
+
 def seeded(kind: Callable[[], L.LightningModule]) -> L.LightningModule:
     torch.manual_seed(0)
     return kind()
@@ -205,6 +229,7 @@ COMBINATIONS = {
     "manual": Combination(warmed_up, model=Manual),
     "manual, no restart": Combination(model=Manual, callback={"restart": False}),
     "manual in fp16": Combination(warmed_up, half_precision, model=Manual),
+    "recurrent, own block": Combination(model=Recurrent, callback={"targets": ["rnn", "block"]}),
     "GAN": Combination(model=GAN),
     "GAN, no restart": Combination(model=GAN, callback={"restart": False}),
     "fp16": Combination(cosine, half_precision),

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
+from torch import nn
 
 from tests.models import Classifier, classifier, loaders
 
@@ -24,7 +26,7 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-def test_every_block_in_the_order_of_the_page() -> None:
+def test_every_block_in_the_order_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"model": classifier(), "datamodule": Data(), "MyModel": Classifier}
     exec(BLOCKS[0], names)
     assert names["dendrites"].summary().count("\n") >= 3
@@ -32,6 +34,10 @@ def test_every_block_in_the_order_of_the_page() -> None:
     exec(BLOCKS[1], names)
     names |= {"net": Classifier(), "state_dict": torch.load("best.ckpt", weights_only=True)["state_dict"]}
     exec(BLOCKS[2], names)
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 5
+    parts = {"encoder": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), "rnn": nn.LSTM(3, 3)}
+    exec(BLOCKS[3], names | {"model": nn.ModuleDict(parts)})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["encoder.1", "rnn"]
+    exec(BLOCKS[4], names | {"nn": nn})
     x = torch.randn(5, 4)
     assert torch.equal(names["net"].eval()(x), names["model"].eval()(x))
