@@ -21,6 +21,8 @@ __all__ = [
     "Moments",
     "batch_moments",
     "cascade",
+    "flat_nested",
+    "like_nested",
     "merge_moments",
     "pearson",
     "per_neuron",
@@ -54,6 +56,48 @@ def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
     """
     *lead, neurons = values.shape
     return values.reshape(*lead, *[1] * (ndim + dim), neurons, *[1] * (-dim - 1))
+
+
+def flat_nested(nested: Tensor) -> Tensor:
+    """The samples of a nested tensor, one after another.
+
+    ``nn.TransformerEncoder`` makes its input a nested tensor in inference, to leave out what is padded.
+
+    Args:
+        nested: components ``(*, n)``.
+
+    Returns:
+        Shape ``(samples, n)``.
+
+    Example:
+        >>> flat_nested(torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(5, 3)])).shape
+        torch.Size([7, 3])
+    """
+    if nested.layout == torch.jagged:
+        return nested.values()
+    return torch.cat([part.flatten(0, -2) for part in nested.unbind()])
+
+
+def like_nested(samples: Tensor, nested: Tensor) -> Tensor:
+    """Undo :func:`flat_nested`.
+
+    Args:
+        samples: shape ``(samples, C)``.
+        nested: a nested tensor of as many samples.
+
+    Returns:
+        The samples with the layout and the structure of ``nested``.
+
+    Example:
+        >>> nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(5, 3)])
+        >>> [part.shape[0] for part in like_nested(torch.ones(7, 3), nested).unbind()]
+        [2, 5]
+    """
+    if nested.layout == torch.jagged:
+        return torch.nested.nested_tensor_from_jagged(samples, nested.offsets())  # type: ignore[attr-defined]
+    shapes = [part.shape for part in nested.unbind()]
+    parts = samples.split([shape[:-1].numel() for shape in shapes])
+    return torch.nested.as_nested_tensor([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
 
 
 def unstack_nodes(stacked: Tensor, count: int, groups: int, dim: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.functional import stack_nodes, unstack_nodes
+from pl_dendrites.core.functional import flat_nested, like_nested, stack_nodes, unstack_nodes
 from pl_dendrites.core.kinds import Inputs, LayerKind
 
 __all__ = ["STACKED", "Stacked"]
@@ -51,6 +51,15 @@ class Stacked(LayerKind):
         else:
             assert isinstance(layer, _Convolution)
             self.neurons, self.dim, self.groups = layer.out_channels, -1 - len(layer.kernel_size), layer.groups
+
+    def output(self, out: Any) -> Tensor:
+        """The layer's output; of a nested one, its samples one after another."""
+        tensor: Tensor = out
+        return flat_nested(tensor) if tensor.is_nested else tensor
+
+    def with_output(self, out: Any, tensor: Tensor) -> Any:
+        """The tensor, nested as the layer's output was."""
+        return like_nested(tensor, out) if out.is_nested else tensor
 
     def node_set(self, layer: nn.Module, count: int) -> nn.Module:
         """A layer with bias whose output has ``count * C`` entries along the neuron dimension."""
@@ -110,6 +119,8 @@ class Stacked(LayerKind):
             torch.Size([2, 2, 8, 12, 12])
         """
         x = (inputs.args[0] if inputs.args else inputs.kwargs["input"]).detach()
+        if x.is_nested:
+            x = flat_nested(x)
         if isinstance(nodes, _Transposed):
             stacked = nodes(x, output_size=list(out.shape[-len(nodes.kernel_size) :]))
         else:
