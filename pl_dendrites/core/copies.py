@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from pl_dendrites.core.kinds import Inputs, LayerKind, first_weight
+from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 from pl_dendrites.core.stacked import STACKED, Stacked
 
 __all__ = ["Copies", "map_tensors", "reason_against_a_copy", "reason_against_copies"]
@@ -137,7 +137,7 @@ class Copies(LayerKind):
             nodes: a set made by :meth:`node_set`.
             generator: see :meth:`LayerKind.initialise`.
         """
-        device = first_weight(nodes.parameters()).device
+        device = weight_of(nodes).device
         nodes.to("cpu")
         users = torch.get_rng_state()
         if generator is not None:

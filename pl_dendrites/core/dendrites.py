@@ -17,7 +17,7 @@ from pl_dendrites.core.functional import (
     pearson,
     per_neuron,
 )
-from pl_dendrites.core.kinds import Inputs, first_weight
+from pl_dendrites.core.kinds import Inputs, weight_of
 from pl_dendrites.core.layers import kind_of
 
 __all__ = ["Candidates", "Dendrites", "add_dendrites", "resume_state"]
@@ -144,7 +144,7 @@ class Dendrites(nn.Module):
             return
         neurons = self.kind.neurons
         assert neurons is not None
-        reference = _reference(layer)
+        reference = weight_of(layer)
         place: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
         self.nodes = self.kind.node_set(layer, count).requires_grad_(False).eval()
         links = torch.zeros(count * (count - 1) // 2, neurons, **place)
@@ -239,7 +239,7 @@ class Candidates(nn.Module):
             raise RuntimeError("the neurons of the layer are not known before its first forward pass")
         self.nodes = self.kind.node_set(layer, pool).train()
         self.kind.initialise(self.nodes, generator)
-        reference = _reference(layer)
+        reference = weight_of(layer)
         device = reference.device
         self.links = nn.Parameter(torch.zeros(pool, dendrites.count, neurons, device=device, dtype=reference.dtype))
         wide = torch.promote_types(reference.dtype, torch.float32)
@@ -349,9 +349,3 @@ def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     dendrites = layer.dendrites
     assert isinstance(dendrites, Dendrites)
     return dendrites.kind.before(layer, Inputs(args, kwargs))
-
-
-def _reference(layer: nn.Module) -> Tensor:
-    # The tensor whose device and type dendrites have; a parametrized layer has a weight that is no parameter.
-    weight = getattr(layer, "weight", None)
-    return first_weight([*([weight] if isinstance(weight, Tensor) else []), *layer.parameters()])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "LayerKind", "first_weight"]
+__all__ = ["Inputs", "LayerKind", "weight_of"]
 
 
 class Inputs(NamedTuple):
@@ -121,11 +120,27 @@ class LayerKind(ABC):
         return size.argmax(0) if self.separable else size.mean(1).argmax().expand(size.shape[1])
 
 
-def first_weight(parameters: Iterable[Tensor]) -> Tensor:
-    """The first floating point tensor: it tells device and dtype.
+@torch.no_grad()
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight, or the first of all its weights: to read type, place and shape, with no effect on the layer.
+
+    A parametrized weight is computed whenever it is read, and spectral norm in training takes a step each time.
 
     Example:
-        >>> first_weight(nn.Linear(2, 3).double().parameters()).dtype
+        >>> weight_of(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3))).shape
+        torch.Size([3, 5])
+        >>> weight_of(nn.Sequential(nn.Linear(2, 3).double())).dtype
         torch.float64
     """
-    return next(parameter for parameter in parameters if parameter.is_floating_point())
+    parametrizations = layer._modules.get("parametrizations")
+    training = [] if parametrizations is None else [module for module in parametrizations.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        weight = getattr(layer, "weight", None)
+    finally:
+        for module in training:
+            module.training = True
+    if isinstance(weight, Tensor):
+        return weight
+    return next(parameter for parameter in layer.parameters() if parameter.is_floating_point())

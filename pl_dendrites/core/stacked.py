@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core.functional import flat_nested, like_nested, stack_nodes, unstack_nodes
-from pl_dendrites.core.kinds import Inputs, LayerKind
+from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 
 __all__ = ["STACKED", "Stacked"]
 
@@ -63,18 +63,14 @@ class Stacked(LayerKind):
 
     def node_set(self, layer: nn.Module, count: int) -> nn.Module:
         """A layer with bias whose output has ``count * C`` entries along the neuron dimension."""
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        return self._make(layer, count, weight.device)
+        return self._make(layer, count, weight_of(layer).device)
 
     def template(self, layer: nn.Module, count: int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.template`."""
         return dict(self._make(layer, count, torch.device("meta")).state_dict())
 
     def _make(self, layer: nn.Module, count: int, device: torch.device) -> nn.Module:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        place: dict[str, Any] = {"device": device, "dtype": weight.dtype}
+        place: dict[str, Any] = {"device": device, "dtype": weight_of(layer).dtype}
         if isinstance(layer, nn.Linear):
             linear: nn.Module = nn.utils.skip_init(nn.Linear, layer.in_features, count * self.neurons, **place)
             return linear

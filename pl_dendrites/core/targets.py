@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.copies import reason_against_a_copy, reason_against_copies
 from pl_dendrites.core.dendrites import Dendrites
+from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.layers import is_layer, kind_of
 from pl_dendrites.core.stacked import STACKED
 
@@ -165,7 +166,7 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
     elif not isinstance(getattr(module, "dendrites", None), Dendrites | None):
         reason = "it already has an attribute named 'dendrites'"
     elif isinstance(module, STACKED):
-        dtype = module.weight.dtype
+        dtype = weight_of(module).dtype
         reason = None if dtype.is_floating_point else f"its weight is of type {dtype}, not floating point"
     else:
         reason = reason_against_copies(module)
