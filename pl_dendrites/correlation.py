@@ -46,9 +46,17 @@ class CorrelationPhase:
             state=None if resumed is None else resumed["candidates"],
         )
         self._network = network
+        # In float16 the square of a small gradient is zero, and Adam divides by its root: half precision is for the
+        # forward pass, and a step is computed in single.
         parameters = network.candidate_parameters()
+        stepped = [
+            p if p.dtype == torch.promote_types(p.dtype, torch.float32) else nn.Parameter(p.detach().float())
+            for p in parameters
+        ]
+        self._half = [(half, single) for half, single in zip(parameters, stepped, strict=True) if half is not single]
+        self._stepped = stepped
         try:
-            self._optimizer = torch.optim.Adam(parameters, lr=0.01) if optimizer is None else optimizer(parameters)
+            self._optimizer = torch.optim.Adam(stepped, lr=0.01) if optimizer is None else optimizer(stepped)
             if resumed is not None:
                 self._optimizer.load_state_dict(resumed["optimizer"])
         except BaseException:
@@ -68,7 +76,8 @@ class CorrelationPhase:
         if not self._host.stepped:
             return
         self._host.stepped = False
-        gradients = [p.grad for p in self._network.candidate_parameters() if p.grad is not None]
+        self._to_single()
+        gradients = [p.grad for p in self._stepped if p.grad is not None]
         scaler = gradient_scaler(trainer)
         if scaler is None or not gradients:
             for gradient in gradients:
@@ -78,6 +87,18 @@ class CorrelationPhase:
         else:
             self._step_scaled(scaler)
         self._optimizer.zero_grad()
+        self._to_half()
+
+    @torch.no_grad()
+    def _to_single(self) -> None:
+        for half, single in self._half:
+            single.copy_(half)
+            single.grad, half.grad = None if half.grad is None else half.grad.float(), None
+
+    @torch.no_grad()
+    def _to_half(self) -> None:
+        for half, single in self._half:
+            half.copy_(single)
 
     def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
         # The scaler belongs to this optimizer now: a scale that overflows must come down here as in a base phase.

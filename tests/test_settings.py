@@ -219,3 +219,25 @@ def test_a_whole_module_that_is_compiled_grows_as_one_that_is_not() -> None:
         train(torch.compile(model, backend="eager") if compiled else model, dendrites)
         histories.append(dendrites.history)
     assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_candidates_of_half_precision_learn_with_a_step_computed_in_single(dtype: torch.dtype) -> None:
+    """Squares of small gradients are zero in float16, and Adam divides by their root."""
+    model = classifier().to(dtype)
+    data = [DataLoader([(x.to(dtype), y) for x, y in loader], batch_size=None) for loader in loaders()]
+    steps: list[Tensor] = []
+    dendrites = quick(max_dendrites=1, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.01))
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if dendrites.phase == "correlation":
+                steps.append(torch.cat([p.detach().flatten() for p in dendrites.network.candidate_parameters()]))
+
+    model.optimizers_of = lambda model: torch.optim.SGD(model.parameters(), lr=0.01)
+    train(model, dendrites, Watch(), data=data)
+    assert {step.dtype for step in steps} == {dtype}
+    assert all(step.isfinite().all() for step in steps)
+    moved = (steps[1].float() - steps[0].float()).abs()
+    assert 0.001 < moved.max() < 0.02, "Adam moves each parameter by about its learning rate"
+    assert all(value.isfinite().all() for value in bits(model).values())
