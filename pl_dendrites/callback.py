@@ -46,7 +46,8 @@ class DendriteCallback(pl.Callback):
         mode: whether a good score is small or large.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that receive
             dendrites, or in code a predicate of name and module; ``None``: every Linear, convolution and recurrent
-            layer that can. A name or type name may mean any other module too; its dendrites are copies of it then.
+            layer that can and is not frozen. A name or type name may mean any other module too, whose dendrites are
+            then copies of it.
         exclude: the same, taken out of ``targets``.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of

@@ -275,7 +275,8 @@ def attach(
     Args:
         model: any module.
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`, which also shows what
-            would grow without changing anything; ``None``: every Linear, convolution and recurrent layer.
+            would grow without changing anything; ``None``: every Linear, convolution and recurrent layer that is not
+            frozen.
         exclude: taken out of ``targets``.
         activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
 

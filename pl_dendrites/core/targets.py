@@ -70,8 +70,9 @@ def select_targets(
     Args:
         model: any module.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``), or a predicate of name
-            and module; ``None``: every Linear, convolution and recurrent layer. A glob or a predicate chooses among
-            those; a name or type name may mean any other module too, whose dendrites are then copies of it.
+            and module; ``None``: every Linear, convolution and recurrent layer that is not frozen. A glob or a predicate
+            chooses among those layers; a name or type name may mean any other module too, whose dendrites are then
+            copies of it.
         exclude: the same, taken out of ``targets``.
 
     Returns:
@@ -105,6 +106,10 @@ def select_targets(
     _refuse_unmatched("exclude", exclude, modules, able, reasons)
     if targets is None:
         asked = {name for name, module in modules.items() if is_layer(module)}
+        # Who froze a layer wants it left as it is, and pays for no backward pass through it; asked for, it can grow.
+        frozen = {name for name in asked & able.keys() if _is_frozen(able[name])}
+        reasons |= dict.fromkeys(frozen, "its parameters are frozen: name it in `targets` to let it grow")
+        able = {name: layer for name, layer in able.items() if name not in frozen}
     else:
         _refuse_unmatched("targets", targets, modules, able, reasons)
         asked = _matches(targets, able if callable(targets) else modules)
@@ -177,6 +182,11 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
                 reason = "it is the whole model"
         reason = reason or reason_against_a_copy(module)
     return reason
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    own = [p for name, p in layer.named_parameters() if not name.startswith("dendrites.")]
+    return not any(parameter.requires_grad for parameter in own)
 
 
 def _named(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[str]:

@@ -64,7 +64,7 @@ def test_attaching_changes_neither_type_nor_keys_nor_output() -> None:
     model = Net().eval()
     keys, out, kinds = list(model.state_dict()), model(batch()), [type(m) for m in model.modules()]
     network = attach(model)
-    assert list(network.layers) == ["conv", "hidden", "frozen", "unused"]
+    assert list(network.layers) == ["conv", "hidden", "unused"]
     assert network.model is model
     assert list(model.state_dict()) == keys
     assert [type(m) for m in model.modules() if not isinstance(m, Dendrites | nn.ParameterList)] == kinds
@@ -181,7 +181,7 @@ def test_buffers_can_be_put_back_within_a_correlation_phase() -> None:
 
 def test_the_trainable_parameters_can_be_told_by_name() -> None:
     model = Net().requires_grad_(False)
-    network = attach(model)
+    network = attach(model, targets=["*"])
     network.start_candidates(trainable=["hidden.weight", "hidden.bias"])
     assert network.trainable == ["hidden.weight", "hidden.bias"]
     network.discard()
@@ -212,8 +212,8 @@ def test_a_layer_that_is_never_reached_gets_no_dendrite() -> None:
     network = attach(model)
     network.start_candidates()
     learn(model)
-    assert sorted(network.integrate()) == ["conv", "frozen", "hidden"]
-    assert {name: d.count for name, d in network.layers.items()} == {"conv": 1, "hidden": 1, "frozen": 1, "unused": 0}
+    assert sorted(network.integrate()) == ["conv", "hidden"]
+    assert {name: d.count for name, d in network.layers.items()} == {"conv": 1, "hidden": 1, "unused": 0}
     assert not [key for key in model.state_dict() if key.startswith("unused.dendrites")]
     assert model.unused.weight.requires_grad
 
@@ -338,7 +338,7 @@ def test_detaching_with_candidates_in_training_is_refused_and_changes_nothing() 
     network.start_candidates()
     with pytest.raises(RuntimeError, match="integrate or discard"):
         detach(model)
-    assert list(network.layers) == ["conv", "hidden", "frozen", "unused"]
+    assert list(network.layers) == ["conv", "hidden", "unused"]
     network.discard()
     assert model.hidden.weight.requires_grad
     detach(model)

@@ -183,6 +183,29 @@ def test_a_lazy_layer_can_once_it_knows_its_size() -> None:
     assert list(attach(model).layers) == ["0"]
 
 
+FROZEN = "its parameters are frozen: name it in `targets` to let it grow"
+
+
+def test_a_frozen_layer_grows_only_where_it_is_asked_for() -> None:
+    model = Net()
+    model.encoder.requires_grad_(False)
+    model.blocks[0].weight.requires_grad_(False)  # its bias still learns
+    selection = select_targets(model)
+    assert list(selection.chosen) == ["blocks.0", "blocks.1.0", "head"]
+    assert selection.skipped == {"encoder.0": FROZEN, "encoder.2": FROZEN}
+    assert list(select_targets(model, ["encoder.*", "head"]).chosen) == ["encoder.0", "encoder.2", "head"]
+    assert list(select_targets(model, exclude=["encoder.*"]).chosen) == ["blocks.0", "blocks.1.0", "head"]
+    with pytest.raises(ValueError, match=f"'encoder.0' .*: {FROZEN}"):
+        select_targets(model.requires_grad_(False))
+
+
+def test_a_frozen_layer_with_dendrites_that_learn_is_still_frozen() -> None:
+    model = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3))
+    attach(model, targets=["0"])
+    grow(model[0], 2)
+    assert list(select_targets(model).chosen) == ["1"]
+
+
 def test_layers_asked_for_by_a_glob_are_reported_where_they_cannot() -> None:
     skipped = select_targets(Net(), ["encoder.*"]).skipped
     assert skipped == {"encoder.1": "it has no weight matrix"}
