@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_dendrites import DendriteCallback
+from tests.core.helpers import TORCH
 from tests.models import QUIET, Classifier, bits, classifier, loaders, optimizer_bits, quick, same_bits
 
 
@@ -369,3 +370,17 @@ def test_sanity_check_and_validation_before_and_between_do_not_count() -> None:
     trainer.validate(model, loaders()[1], verbose=False)
     trainer.test(model, loaders()[1], verbose=False)
     assert dendrites.history == history
+
+
+@pytest.mark.skipif(TORCH < (2, 13), reason="PyTorch runs the graph of the network without dendrites again")
+def test_a_compiled_part_that_ran_before_the_fit_grows_as_it_would_without() -> None:
+    """Say, in a validation to start from."""
+    plain, compiled = quick(), quick()
+    fit(plain)
+    model = classifier()
+    model.net = torch.compile(model.net, backend="eager")
+    model.eval()(torch.zeros(32, 4))
+    model.train()(torch.zeros(32, 4))
+    model.load_state_dict({f"net._orig_mod.{key}": value for key, value in classifier().net.state_dict().items()})
+    fit(compiled, model)
+    assert compiled.history == plain.history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -323,6 +324,7 @@ def detach(model: nn.Module) -> nn.Module:
         del layer.dendrites
         _remove_hook(layer._forward_hooks, add_dendrites, layer._forward_hooks_with_kwargs)
         _remove_hook(layer._forward_pre_hooks, resume_state, layer._forward_pre_hooks_with_kwargs)
+        layer._parameters = dict(layer._parameters)
     _remove_hook(model._load_state_dict_pre_hooks, _restore_before_loading)
     return model
 
@@ -403,6 +405,9 @@ def _hang(layer: nn.Module, activation: str) -> None:
     layer.register_forward_hook(add_dendrites, with_kwargs=True)
     if dendrites.kind.stateful:
         layer.register_forward_pre_hook(resume_state, with_kwargs=True)
+    # A graph that was compiled for the layer without hooks, here or in another model of the class, would be run again,
+    # for hooks are not among the things that PyTorch compares. The type of this dict is.
+    layer._parameters = OrderedDict(layer._parameters)
 
 
 def _is_hook(entry: Any, function: Callable[..., Any]) -> bool:

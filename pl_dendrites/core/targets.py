@@ -70,9 +70,9 @@ def select_targets(
     Args:
         model: any module.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``), or a predicate of name
-            and module; ``None``: every Linear, convolution and recurrent layer that is not frozen. A glob or a predicate
-            chooses among those layers; a name or type name may mean any other module too, whose dendrites are then
-            copies of it.
+            and module; ``None``: every Linear, convolution and recurrent layer that is not frozen. Globs and predicates
+            choose among layers of those types; a name or type name may mean any other module too, whose dendrites are
+            then copies of it.
         exclude: the same, taken out of ``targets``.
 
     Returns:

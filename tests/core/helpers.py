@@ -13,6 +13,8 @@ from torch.func import functional_call
 
 from pl_dendrites.core import Candidates, Dendrites
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 FUNCTIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": nn.functional.gelu}
 
 LAYERS = [

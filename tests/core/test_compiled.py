@@ -1,0 +1,60 @@
+"""Compiled models: PyTorch runs a graph again without asking whether a layer has hooks that it had not before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pl_dendrites.core import attach, restore_structure
+from tests.core.helpers import TORCH, grow
+
+# What tells a layer with dendrites from one without is looked at by newer versions alone.
+pytestmark = pytest.mark.skipif(TORCH < (2, 13), reason="README: attach before the first compiled pass")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4, 5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(x).relu())
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("how", ["attach", "restore_structure"])
+def test_dendrites_work_in_a_model_that_ran_compiled_before_it_had_any(how: str, in_place: bool) -> None:
+    network = Net()
+    x = torch.randn(8, 4)
+    compiled = torch.compile(network, backend="eager")
+    if in_place:
+        network.compile(backend="eager")
+        compiled = network
+    plain = compiled(x).detach()
+    if how == "attach":
+        attach(compiled)
+    else:
+        source = Net()
+        attach(source)
+        grow(source.hidden, 1)
+        restore_structure(network, source.state_dict())
+    for layer in (network.hidden, network.head):
+        if hasattr(layer, "dendrites"):
+            grow(layer, 2)
+    out = compiled(x)
+    torch.testing.assert_close(out, network.forward(x))
+    assert not torch.allclose(out, plain, atol=1e-3)
+
+
+def test_a_plain_and_a_grown_model_of_one_class_do_not_run_each_others_graphs() -> None:
+    plain, grown = Net(), Net()
+    grown.load_state_dict(plain.state_dict())
+    attach(grown)
+    grow(grown.hidden, 2)
+    x = torch.randn(8, 4)
+    for network in (grown, plain, grown, plain):
+        out = torch.compile(network, backend="eager")(x)
+        torch.testing.assert_close(out, network.forward(x))
+    assert not torch.allclose(plain(x), grown(x), atol=1e-3)
