@@ -1,0 +1,20 @@
+"""The page of layers and models says what is so."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.layer_table import COMMAND, LAYERS, PAGE, layer_rows, model_rows, try_layer, written
+
+STALE = f"docs/{PAGE.name} does not say what is so: run `{COMMAND}`, and look at what changed"
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_a_layer_grows_without_effect_at_first_or_is_left_alone(name: str) -> None:
+    assert try_layer(name)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PyTorch's, of old styles
+def test_the_page_is_what_was_found() -> None:
+    assert written("layers") == layer_rows(), STALE
+    assert written("models") == model_rows(), STALE
