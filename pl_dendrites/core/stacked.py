@@ -8,6 +8,7 @@ tools that know PyTorch's layers know ours.
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class Stacked(LayerKind):
         else:
             assert isinstance(layer, _Convolution)
             self.neurons, self.dim, self.groups = layer.out_channels, -1 - len(layer.kernel_size), layer.groups
+
+        # A subclass may call its input as it likes.
+        self._input_name = next(iter(signature(layer.forward).parameters))
 
     def output(self, out: Any) -> Tensor:
         """The layer's output; of a nested one, its samples one after another."""
@@ -114,7 +118,7 @@ class Stacked(LayerKind):
             >>> kind.potentials(kind.node_set(layer, count=2), 2, Inputs((x,), {}), out).shape
             torch.Size([2, 2, 8, 12, 12])
         """
-        x = (inputs.args[0] if inputs.args else inputs.kwargs["input"]).detach()
+        x = (inputs.args[0] if inputs.args else inputs.kwargs[self._input_name]).detach()
         if x.is_nested:
             x = flat_nested(x)
         if isinstance(nodes, _Transposed):

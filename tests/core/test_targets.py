@@ -265,3 +265,17 @@ def test_a_compiled_model_is_named_grown_and_detached_as_if_it_were_not(where: s
 def test_a_text_is_not_read_letter_by_letter(argument: str) -> None:
     with pytest.raises(ValueError, match=f"`{argument}` must be a list of names or patterns, got 'Linear'"):
         select_targets(nn.Sequential(nn.Linear(2, 2)), **{argument: "Linear"})
+
+
+class Renaming(nn.Linear):
+    def forward(self, hidden: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return super().forward(hidden) * scale
+
+
+def test_a_subclass_may_call_its_input_as_it_likes() -> None:
+    layer = Renaming(3, 2)
+    attach(layer)
+    grow(layer, 1)
+    x = torch.randn(4, 3)
+    assert torch.equal(layer(scale=1.0, hidden=x), layer(x))
+    assert not torch.equal(layer(x), layer.forward(x))
