@@ -231,8 +231,9 @@ class DendriteCallback(pl.Callback):
         self._seed = torch.initial_seed() % 2**31
         network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
         self.network = network
-        for name, reason in network.skipped.items():
-            self._say(f"'{name}' gets no dendrites: {reason}")
+        for reason in dict.fromkeys(network.skipped.values()):
+            names = [f"'{name}'" for name, other in network.skipped.items() if other == reason]
+            self._say(f"no dendrites for {', '.join(names)}: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pl_dendrites.core import attach
-from pl_dendrites.core.targets import reasons_against, select_targets
+from pl_dendrites.core.targets import plain_name, reasons_against, select_targets
 from tests.model_zoo import MISSING, MODELS, call, loss_of, make
 
 PAGE = Path(__file__).parents[1] / "docs" / "layers.md"
 COMMAND = "python -m tests.layer_table"
-NEVER = "it has no error: its forward is not called, or nothing of it reaches the loss"
 
 
 def _after_a_pass() -> tuple[nn.Module, Any]:
@@ -87,23 +86,64 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 }
 
 
-def try_layer(name: str) -> str:
+class OwnBlock(nn.Module):
+    """A gated block that returns a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.norm = nn.Linear(5, 4), nn.Linear(5, 4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gate = self.gate(x).sigmoid()
+        return self.norm(self.value(x) * gate), gate
+
+
+NAMED: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "a Linear with its norm: `nn.Sequential(Linear, LayerNorm)`": lambda: (
+        nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4)),
+        torch.randn(7, 5),
+    ),
+    "a convolution with its norm and activation": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), nn.ReLU(inplace=True)),
+        torch.randn(2, 3, 5, 5),
+    ),
+    "a module of one's own that returns a tuple": lambda: (OwnBlock(), _sequence()),
+    "`MultiheadAttention`": LAYERS["`MultiheadAttention`"],
+    "`TransformerEncoderLayer`": lambda: (
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True),
+        torch.randn(2, 3, 8),
+    ),
+    "`Bilinear`": LAYERS["`Bilinear`"],
+    "a module with parametrizations inside": lambda: (
+        nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4))),
+        torch.randn(7, 5),
+    ),
+    "`Embedding`": LAYERS["`Embedding`"],
+    "`LayerNorm`": LAYERS["`LayerNorm`"],
+    "`ModuleList`": lambda: (nn.ModuleList([nn.Linear(5, 4)]), torch.randn(7, 5)),
+}
+
+
+def try_layer(name: str, named: bool = False) -> str:
     """Grow a layer for which that is possible, and say so; otherwise say why not.
 
     Raises:
         AssertionError: if dendrites with output weights of zero change the output, or if others do not.
     """
     torch.manual_seed(0)
-    layer, batch = LAYERS[name]()
+    layer, batch = (NAMED if named else LAYERS)[name]()
     model = nn.ModuleDict({"layer": layer.double()})
     # As a user who asks for nothing would have it; one layer beside it, so that there always is one that can.
-    selection = select_targets(nn.ModuleDict({**model, "other": nn.Linear(1, 1)}))
-    reason = selection.skipped.get("layer") or reasons_against(model)[layer]
+    if named:
+        reason = reasons_against(model, {layer})[layer]
+    else:
+        selection = select_targets(nn.ModuleDict({**model, "other": nn.Linear(1, 1)}))
+        reason = selection.skipped.get("layer") or reasons_against(model)[layer]
     if reason is not None:
         return f"left alone: {reason}"
     doubled = tuple(_double(part) for part in batch) if isinstance(batch, tuple) else _double(batch)
     before = call(layer, doubled)
-    network = attach(model)
+    network = attach(model, ["layer"] if named else None)
     assert all(torch.equal(*pair) for pair in zip(before, call(layer, doubled), strict=True)), "attaching"
     network.start_candidates(pool=2)
     loss_of(call(layer, doubled)).backward()
@@ -122,19 +162,15 @@ def _double(part: Tensor) -> Tensor:
 def try_model(name: str) -> tuple[str, str]:
     """Which layers of a model grow, by type, and which are left alone with the reason."""
     network, batch = make(name)
-    against = {module: why for module, why in reasons_against(network).items() if why is not None}
     grown = attach(network)
-    modules = {name: module for name, module in network.named_modules(remove_duplicate=False)}
-    against |= {modules[name]: why for name, why in grown.skipped.items() if name in modules}
     grown.start_candidates(pool=1)
     loss_of(call(network.train(), batch)).backward()
     layers = {name: grown._hosts[name] for name in grown.layers}
     taken = grown.integrate()
-    against |= {layer: NEVER for name, layer in layers.items() if name not in taken}
+    modules = {plain_name(name): module for name, module in network.named_modules(remove_duplicate=False)}
     reasons: dict[str, list[nn.Module]] = {}
-    for module, why in against.items():
-        if any(True for _ in module.parameters(recurse=False)):
-            reasons.setdefault(why, []).append(module)
+    for skipped, why in grown.skipped.items():
+        reasons.setdefault(why, []).append(modules[skipped])
     left = "; ".join(f"{_types(those)}: {why}" for why, those in reasons.items())
     return _types(layers[name] for name in taken), left
 
@@ -149,8 +185,13 @@ def layer_rows() -> list[str]:
     return [f"| {name} | {try_layer(name)} |" for name in LAYERS]
 
 
+def named_rows() -> list[str]:
+    """The second table, tried out."""
+    return [f"| {name} | {try_layer(name, named=True)} |" for name in NAMED]
+
+
 def model_rows() -> list[str]:
-    """The second table, tried out but for models whose package is missing: their rows stay."""
+    """The third table, tried out but for models whose package is missing: their rows stay."""
     before = {row.split(" | ")[0][2:]: row for row in written("models")}
     return [
         before.get(name, "") if name in MISSING else "| " + " | ".join([name, *try_model(name)]) + " |"
@@ -168,8 +209,8 @@ def _table(which: str) -> str:
 
 
 def main() -> None:
-    """Write both tables anew."""
-    for which, rows in (("layers", layer_rows()), ("models", model_rows())):
+    """Write all tables anew."""
+    for which, rows in (("layers", layer_rows()), ("named", named_rows()), ("models", model_rows())):
         before = _table(which)
         head = before.splitlines()[:2]
         PAGE.write_text(PAGE.read_text().replace(before, "\n".join([*head, *rows]) + "\n"))

@@ -215,9 +215,7 @@ def test_a_log_line_for_every_event_with_its_reason(
     assert lines(caplog) == [
         f"DendriteCallback: {text}"
         for text in (
-            "'net.1' gets no dendrites: it has no weight matrix",
-            "'net.2' gets no dendrites: it has no weight matrix",
-            "'net.3' gets no dendrites: it has no weight matrix",
+            "no dendrites for 'net.1', 'net.2', 'net.3': it has no weight matrix",
             "correlation phase of cycle 1, candidates per neuron 3: 2 epochs are over",
             "base phase of cycle 1, dendrites per neuron 1: 2 correlation epochs are over",
             "correlation phase of cycle 2, candidates per neuron 3: 2 epochs are over;"

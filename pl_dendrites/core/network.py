@@ -222,7 +222,11 @@ class DendriticNetwork:
             raise RuntimeError("there are no candidates to integrate: call start_candidates first")
         self._release()
         taken = {}
-        for name in self.layers_with_error():
+        used = self.layers_with_error()
+        for name in self.targets:
+            if name not in used:
+                self.skipped[name] = "it never had an error: nothing of it reaches the loss"
+        for name in used:
             layer = self._hosts[name]
             taken[name] = _dendrites(layer).integrate(layer)
         self.discard()

@@ -114,7 +114,9 @@ def select_targets(
         _refuse_unmatched("targets", targets, modules, able, reasons)
         asked = _matches(targets, able if callable(targets) else modules)
     chosen = {name: able[name] for name in able if name in asked and name not in excluded}
-    skipped = {name: reason for name, reason in reasons.items() if reason is not None and name in asked}
+    # Without `targets`, whatever has parameters of its own could be thought to be a layer.
+    thought = {name for name, module in modules.items() if targets is None and _has_parameters(name, module)}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None and name in asked | thought}
     for name in list(chosen):
         outer = next((parent for parent in _parents(name) if parent in chosen), None)
         if outer is not None:
@@ -177,11 +179,15 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
         reason = reason_against_copies(module)
         if reason is None and not is_layer(module):
             if not named:
-                reason = "it is no layer of PyTorch's: name it in `targets`, and its dendrites will be copies of it"
+                reason = "it grows only where `targets` names it: its dendrites are then copies of it"
             elif not name:
                 reason = "it is the whole model"
         reason = reason or reason_against_a_copy(module)
     return reason
+
+
+def _has_parameters(name: str, module: nn.Module) -> bool:
+    return "parametrizations" not in name.split(".") and any(True for _ in module.parameters(recurse=False))
 
 
 def _is_frozen(layer: nn.Module) -> bool:

@@ -106,7 +106,10 @@ def test_a_pattern_that_names_no_container_gets_no_hint() -> None:
 
 
 def test_a_model_without_any_layer_says_so() -> None:
-    with pytest.raises(ValueError, match=r"every supported layer\.\nLayers that can: none"):
+    with pytest.raises(
+        ValueError,
+        match=r"every supported layer\.\n  '0' \(LayerNorm\): it has no weight matrix\nLayers that can: none",
+    ):
         attach(nn.Sequential(nn.LayerNorm(3), nn.ReLU()))
 
 
@@ -127,8 +130,13 @@ def test_attention_is_left_alone_with_a_reason_and_the_rest_of_a_transformer_is_
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
     selection = select_targets(model)
     assert list(selection.chosen) == ["layers.0.linear1", "layers.0.linear2", "layers.1.linear1", "layers.1.linear2"]
-    assert list(selection.skipped) == ["layers.0.self_attn.out_proj", "layers.1.self_attn.out_proj"]
-    assert set(selection.skipped.values()) == {"nn.MultiheadAttention uses its weights and never calls it"}
+    attention = "nn.MultiheadAttention uses its weights and never calls it"
+    whole, norm = (
+        "it grows only where `targets` names it: its dendrites are then copies of it",
+        "it has no weight matrix",
+    )
+    reasons = {"self_attn": whole, "self_attn.out_proj": attention, "norm1": norm, "norm2": norm}
+    assert selection.skipped == {f"layers.{i}.{name}": reason for i in (0, 1) for name, reason in reasons.items()}
     assert attach(model).skipped == selection.skipped
 
 
@@ -192,7 +200,9 @@ def test_a_frozen_layer_grows_only_where_it_is_asked_for() -> None:
     model.blocks[0].weight.requires_grad_(False)  # its bias still learns
     selection = select_targets(model)
     assert list(selection.chosen) == ["blocks.0", "blocks.1.0", "head"]
-    assert selection.skipped == {"encoder.0": FROZEN, "encoder.2": FROZEN}
+    assert {name: selection.skipped[name] for name in ("encoder.0", "encoder.2")} == dict.fromkeys(
+        ("encoder.0", "encoder.2"), FROZEN
+    )
     assert list(select_targets(model, ["encoder.*", "head"]).chosen) == ["encoder.0", "encoder.2", "head"]
     assert list(select_targets(model, exclude=["encoder.*"]).chosen) == ["blocks.0", "blocks.1.0", "head"]
     with pytest.raises(ValueError, match=f"'encoder.0' .*: {FROZEN}"):
