@@ -24,7 +24,6 @@ __all__ = [
     "drop_spoilt_state",
     "forget",
     "gradient_scaler",
-    "hyperparameter_writer",
     "is_validated",
     "logged_hyperparameters",
     "logging_step",
@@ -33,6 +32,7 @@ __all__ = [
     "parameter_names",
     "refuse_optimizers",
     "refuse_unsupported",
+    "write_hyperparameters",
 ]
 
 _NAMELESS = "(not in the model)"
@@ -120,25 +120,21 @@ def logs_default_result(logger: Any) -> bool:
     return bool(getattr(logger, "_default_hp_metric", True))
 
 
-def hyperparameter_writer(writer: Any) -> Callable[[Mapping[str, Any], Iterable[str]], None] | None:
-    """A function that writes hyperparameters and names of result scalars into a run of TensorBoard.
+def write_hyperparameters(writer: Any, parameters: Mapping[str, Any], results: Iterable[str]) -> None:
+    """Write hyperparameters and the names of result scalars into a run of TensorBoard.
 
     The writer's own ``add_hparams`` would begin a second run, and Lightning's ``log_hyperparams`` logs values for the
     results and puts the hyperparameters into ``hparams.yaml``, from which models are made.
 
     Args:
-        writer: of a logger; ``None`` is returned if it is not TensorBoard's.
+        writer: of a logger.
+        parameters: mappings in it are written with their own entries.
+        results: names of scalars.
     """
-    if not callable(getattr(writer, "add_hparams", None)):
-        return None
+    from torch.utils.tensorboard.summary import hparams
 
-    def write(parameters: Mapping[str, Any], results: Iterable[str]) -> None:
-        from torch.utils.tensorboard.summary import hparams
-
-        for summary in hparams(_flat(parameters), dict.fromkeys(results, 0.0)):
-            writer.file_writer.add_summary(summary)
-
-    return write
+    for summary in hparams(_flat(parameters), dict.fromkeys(results, 0.0)):
+        writer.file_writer.add_summary(summary)
 
 
 def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:

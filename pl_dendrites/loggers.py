@@ -86,11 +86,12 @@ class Loggers:
             last: this is the end of the fit, not its beginning.
         """
         for logger in self._loggers:
-            write = host.hyperparameter_writer(_experiment(logger))
-            if write is None and not last:
-                self._try(logger, _method(logger, "log_hyperparams"), dict(own))
-            elif write is not None and last is not host.logs_default_result(logger):
-                self._try(logger, write, {**others, **own}, [*results, *["hp_metric"] * (not last)])
+            writer = _experiment(logger)
+            if _method(writer, "add_hparams") is None:
+                self._try(logger, None if last else _method(logger, "log_hyperparams"), dict(own))
+            elif last is not host.logs_default_result(logger):
+                shown = [*results] if last else [*results, "hp_metric"]
+                self._try(logger, host.write_hyperparameters, writer, {**others, **own}, shown)
 
     def _try(self, logger: Any, method: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> None:
         if method is None:
