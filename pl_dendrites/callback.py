@@ -59,18 +59,20 @@ class DendriteCallback(pl.Callback):
         mode: whether a good score is small or large.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that receive
             dendrites; ``None``: every Linear and convolution that can.
-        exclude: the same, taken out of ``targets``.
+        exclude: layers that receive none, named in the same way.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
             their neuron while the network stands still, and are frozen afterwards.
         candidates: candidates that compete for each neuron's next dendrite.
-        activation: of the dendrites: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         patience: a base phase ends after so many validations without improvement.
         min_delta: smallest change of the score that counts as improvement.
-        min_delta_mode: ``"abs"``, or ``"rel"``: as a share of the score to beat.
+        min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
+            (``"rel"``).
         base_epochs: fixed length of a base phase in epochs, instead of ``patience``.
-        correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose ...
-        correlation_min_delta: ... by this share.
+        correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose by
+            ``correlation_min_delta``.
+        correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
         max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
         max_tries: new sets tried after one that did not help, before training stops.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
