@@ -16,6 +16,7 @@ __all__ = ["can_draw", "draw_growth", "pixels"]
 # Told apart by the colour-blind too, and by lightness in print.
 _KEPT, _REJECTED, _CORRELATION = "#1b5e9b", "#d9601a", "#dfe5ec"
 _BEST: dict[str, Any] = {"color": "#555555", "linewidth": 1.2, "linestyle": (0, (5, 4))}
+_SHORT = 10  # a curve of fewer scores is shown whole
 
 
 def can_draw() -> bool:
@@ -119,8 +120,9 @@ def _title(history: Sequence[Mapping[str, Any]]) -> str:
 
 def _leave_out_the_start(axes: Axes, history: Sequence[Mapping[str, Any]], mode: str) -> None:
     """Show the range that matters: the first epochs of all are so bad that every later gain would look flat."""
-    values = sorted(score for record in history for score in record["scores"] if score is not None)
-    if len(values) < 10:  # noqa: PLR2004  a short curve is shown whole
+    phases = (record["scores"] for record in history if record["phase"] == "base")
+    values = sorted(score for scores in phases for score in scores if score is not None)
+    if len(values) < _SHORT:
         return
     bad = len(values) // 10
     low, high = (values[0], values[-1 - bad]) if mode == "min" else (values[bad], values[-1])

@@ -77,6 +77,14 @@ def test_the_saved_config_gives_the_same_bits_again(tmp_path: Path) -> None:
     assert not same_bits(bits(other.model), bits(first.model))
 
 
+def test_the_config_in_the_readme() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    Path("config.yaml").write_text(block)
+    dendrites = dendrites_of(run("config.yaml", "--trainer.max_epochs=1", "--trainer.accelerator=cpu").trainer)
+    assert dendrites.monitor == "val_loss"
+    assert list(dendrites.network.layers) == ["net.0", "net.4"]
+
+
 @pytest.mark.parametrize("name", ["pl_dendrites.DendriteCallback", "DendriteCallback"])
 def test_by_class_path_and_by_short_name(name: str) -> None:
     arguments = [f"--trainer.callbacks+={name}", "--trainer.callbacks.monitor=val_acc", "--trainer.callbacks.mode=max"]
