@@ -221,7 +221,7 @@ class DendriteCallback(pl.Callback):
         network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
         self.network = network
         for name, reason in network.skipped.items():
-            self._say(f"'{name}' gets no dendrites: {reason}")
+            self._say(trainer, f"'{name}' gets no dendrites: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
@@ -330,7 +330,7 @@ class DendriteCallback(pl.Callback):
         if decision.kind == "integrate" and not self.network.layers_with_error():
             decision = self._machine.stop("no target layer ever had a finite error")
         if decision.kind == "stop":
-            self._say(f"growth ends: {decision.reason}")
+            self._say(trainer, f"growth ends: {decision.reason}")
             trainer.should_stop = True
 
     # -- phases ---------------------------------------------------------------------------------------------------
@@ -341,7 +341,9 @@ class DendriteCallback(pl.Callback):
             self._best.restore(pl_module)
         self._commit()
         self._start_candidates(trainer)
-        self._say(f"correlation phase of cycle {self.cycle}, candidates per neuron {self._pool}: {decision.reason}")
+        self._say(
+            trainer, f"correlation phase of cycle {self.cycle}, candidates per neuron {self._pool}: {decision.reason}"
+        )
 
     def _start_candidates(self, trainer: pl.Trainer, trainable: Sequence[str] | None = None) -> CorrelationPhase:
         assert self.network is not None
@@ -371,7 +373,9 @@ class DendriteCallback(pl.Callback):
             self._initial.restore()
         else:
             host.drop_spoilt_state(trainer.optimizers)
-        self._say(f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}")
+        self._say(
+            trainer, f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}"
+        )
 
     def _commit(self) -> None:
         assert self._display is not None
@@ -411,9 +415,10 @@ class DendriteCallback(pl.Callback):
         self.history.append(phase_record(self._machine, self.network, reason))
         self._display.end_phase(trainer, self.history, self.network.skipped)
 
-    def _say(self, message: str) -> None:
+    def _say(self, trainer: pl.Trainer, message: str) -> None:
         if self._verbose:
-            rank_zero_info(f"DendriteCallback: {message}")
+            with host.bar_aside(trainer):
+                rank_zero_info(f"DendriteCallback: {message}")
 
     # -- state ----------------------------------------------------------------------------------------------------
 

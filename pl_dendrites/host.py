@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +22,7 @@ __all__ = [
     "ProgressBar",
     "StandStill",
     "adopt_parameters",
+    "bar_aside",
     "drop_spoilt_state",
     "forget",
     "gradient_scaler",
@@ -178,6 +180,15 @@ class ProgressBar:
             if self._own is not None:
                 self._bar.get_metrics = self._own  # type: ignore[method-assign]
             self._bar = None
+
+
+@contextmanager
+def bar_aside(trainer: pl.Trainer) -> Iterator[None]:
+    """Take TQDM's bar off the screen: a line that is logged would stand behind it. Afterwards it stands below."""
+    bar = getattr(trainer.progress_bar_callback, "_train_progress_bar", None)
+    aside = getattr(bar, "external_write_mode", nullcontext)
+    with aside():
+        yield
 
 
 def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:

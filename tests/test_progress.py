@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from typing import Any
 
@@ -62,6 +63,25 @@ def test_a_bar_of_the_users_own_keeps_its_items_and_is_given_back() -> None:
     assert {items["phase"] for items in seen} == {"mine"}
     assert {items["dendrites"] for items in seen} == {"0", "1", "2"}
     assert "get_metrics" not in vars(bar)
+
+
+def test_each_event_has_a_line_of_its_own_beside_a_tqdm_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    before: dict[str, str] = {}
+
+    class Screen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            before[record.getMessage()] = capsys.readouterr().out
+
+    handler, logger = Screen(), logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addHandler(handler)
+    try:
+        train(classifier(), quick(verbose=True), TQDMProgressBar(), enable_progress_bar=True)
+    finally:
+        logger.removeHandler(handler)
+    events = [shown for message, shown in before.items() if message.startswith("DendriteCallback: ")]
+    assert len(events) == 5
+    assert "it/s" in events[0]
+    assert all(shown.endswith("\r") for shown in events)  # where the line begins, the bar is wiped out
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
