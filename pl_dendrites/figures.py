@@ -120,8 +120,7 @@ def _title(history: Sequence[Mapping[str, Any]]) -> str:
 
 def _leave_out_the_start(axes: Axes, history: Sequence[Mapping[str, Any]], mode: str) -> None:
     """Show the range that matters: the first epochs of all are so bad that every later gain would look flat."""
-    phases = (record["scores"] for record in history if record["phase"] == "base")
-    values = sorted(score for scores in phases for score in scores if score is not None)
+    values = sorted(score for record in history for score in record["scores"] if score is not None)
     if len(values) < _SHORT:
         return
     bad = len(values) // 10

@@ -48,9 +48,9 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
 
     Returns:
         A dict with ``cycle``, ``phase``, ``dendrites`` (per neuron), ``parameters`` (of the model), ``epochs``,
-        ``score`` (best one of a base phase), ``scores`` (every one, in order; ``None`` where it was not finite),
-        ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was; ``None`` where none
-        was), ``correlation`` (by layer) and ``reason``.
+        ``score`` (best one of a base phase), ``scores`` (every one of a base phase, in order; ``None`` for one that
+        was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
+        ``None`` where none was), ``correlation`` (by layer) and ``reason``.
 
     Example:
         >>> from torch import nn

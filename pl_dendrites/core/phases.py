@@ -39,7 +39,7 @@ class _State:
     phase_best: float | None = None  # of the present base phase
     reference: float | None = None  # the last score of the present base phase that counted as improvement
     epochs: int = 0  # of the present phase
-    scores: list[float | None] = field(default_factory=list)  # all of the present phase; None: not finite
+    scores: list[float | None] = field(default_factory=list)  # all of the present base phase; None: not finite
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
     pending: Literal["correlate", "integrate"] | None = None
     pending_reason: str = ""
@@ -141,7 +141,7 @@ class PhaseMachine:
 
     @property
     def scores(self) -> list[float | None]:
-        """Every score of the present phase in order; ``None`` for one that was not finite."""
+        """Every score of the present base phase in order; ``None`` for one that was not finite."""
         return list(self._state.scores)
 
     @property
@@ -168,10 +168,10 @@ class PhaseMachine:
             ValueError: if the first base phase is over and no score was ever finite.
         """
         state = self._state
-        finite = math.isfinite(score)
-        state.scores.append(float(score) if finite else None)
         if state.phase == "correlation":
             return Decision("continue", "the network stands still")
+        finite = math.isfinite(score)
+        state.scores.append(float(score) if finite else None)
         rejected = state.pending is not None and state.on_trial  # that set goes: it must not win any more
         is_best = finite and not rejected and self._beats_best(score)
         if is_best:
