@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -21,11 +22,7 @@ _SHORT = 10  # a curve of fewer scores is shown whole
 
 def can_draw() -> bool:
     """Whether matplotlib, an optional dependency, is there."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return False
-    return bool(mpl.__version__)
+    return find_spec("matplotlib") is not None
 
 
 def draw_growth(history: Sequence[Mapping[str, Any]], score_name: str, mode: Literal["min", "max"] = "min") -> Figure:

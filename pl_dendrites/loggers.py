@@ -41,20 +41,20 @@ class Loggers:
         for logger in self._loggers:
             self._try(logger, logger.log_metrics, dict(values), step=step)
 
-    def shows_pictures(self) -> bool:
-        """Whether it is worth drawing any."""
-        return any(
-            _method(_experiment(logger), "add_image") or _method(logger, "log_image") for logger in self._loggers
-        )
+    def picture(self, tag: str, draw: Callable[[], NDArray[np.uint8]], step: int) -> None:
+        """Show a picture.
 
-    def picture(self, tag: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """Show pixels ``(height, width, 3)``."""
+        Args:
+            tag: its name.
+            draw: returns its pixels ``(height, width, 3)``; called only where a logger can show them.
+            step: of training.
+        """
         for logger in self._loggers:
-            add = _method(_experiment(logger), "add_image")
-            if add:
-                self._try(logger, add, tag, pixels, step, dataformats="HWC")
-            else:
-                self._try(logger, _method(logger, "log_image"), tag, [pixels], step=step)
+            writer = _experiment(logger)
+            if _method(writer, "add_image"):
+                self._try(logger, add_image, writer, tag, draw, step)
+            elif _method(logger, "log_image"):
+                self._try(logger, log_image, logger, tag, draw, step)
 
     def markdown(self, tag: str, text: str, step: int) -> None:
         """Show a text in Markdown."""
@@ -120,3 +120,13 @@ def _attribute(thing: Any, name: str) -> Any:
         return getattr(thing, name, None)
     except Exception:  # a logger may answer for names in its own way, or reach for a server that is away
         return None
+
+
+def add_image(writer: Any, tag: str, draw: Callable[[], NDArray[np.uint8]], step: int) -> None:
+    """As TensorBoard takes it."""
+    writer.add_image(tag, draw(), step, dataformats="HWC")
+
+
+def log_image(logger: Any, tag: str, draw: Callable[[], NDArray[np.uint8]], step: int) -> None:
+    """As Lightning's loggers take it, if they take any."""
+    logger.log_image(tag, [draw()], step=step)

@@ -112,9 +112,12 @@ class Display:
             text += "\n\n#### Layers without dendrites\n\n"
             text += "\n".join(f"* `{name}`: {reason}" for name, reason in skipped.items())
         self._loggers.markdown(f"{_PREFIX}/decisions", text if draws else text + _NO_FIGURES, step)
-        if draws and self._loggers.shows_pictures():
-            figure = figures.draw_growth(history, self._score_name, self._mode)
-            self._loggers.picture(f"{_PREFIX}/growth", figures.pixels(figure), step)
+        if draws:
+            self._loggers.picture(
+                f"{_PREFIX}/growth",
+                lambda: figures.pixels(figures.draw_growth(history, self._score_name, self._mode)),
+                step,
+            )
 
     def end_fit(self, trainer: pl.Trainer, machine: PhaseMachine, network: DendriticNetwork) -> None:
         """Log what the fit leaves, which a rejected set is no part of, as the run's results; give the bar back."""

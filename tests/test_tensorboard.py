@@ -313,16 +313,24 @@ def test_each_logger_gets_what_it_can_show(run: dict[str, Any]) -> None:
     assert pictures.pictures == [(step, "dendrites/growth", (690, 960, 3)) for step in ends(dendrites.history)]
 
 
-def test_a_logger_that_fails_to_take_a_picture_ends_no_fit() -> None:
-    broken, whole = quick(max_dendrites=1), quick(max_dendrites=1)
+@pytest.mark.parametrize("fails", ["logger", "drawing"])
+def test_a_picture_that_fails_ends_no_fit(
+    fails: str, run: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space left")
+
+    if fails == "drawing":
+        monkeypatch.setattr("pl_dendrites.figures.draw_growth", fail)
+    dendrites, logger = quick(max_dendrites=1), Broken() if fails == "logger" else TensorBoardLogger(tmp_path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", ".* cannot show .*")
-        train(classifier(), broken, logger=Broken())
+        train(classifier(), dendrites, logger=logger)
     (warning,) = caught
-    assert re.search(r"Broken cannot show .* `log_image`.*no space left", str(warning.message))
-    train(classifier(), whole)
-    assert broken.history == whole.history
+    assert re.search(r"cannot show .* `(log|add)_image`.*no space left", str(warning.message))
+    assert dendrites.stop_reason
+    assert [record["phase"] for record in dendrites.history] == ["base", "correlation", "base"]
 
 
 def test_nothing_is_shown_of_a_fast_development_run(tmp_path: Path) -> None:
