@@ -72,7 +72,7 @@ def test_each_event_has_a_line_of_its_own_beside_a_tqdm_bar(capsys: pytest.Captu
         def emit(self, record: logging.LogRecord) -> None:
             before[record.getMessage()] = capsys.readouterr().out
 
-    handler, logger = Screen(), logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    handler, logger = Screen(), logging.getLogger()
     logger.addHandler(handler)
     try:
         train(classifier(), quick(verbose=True), TQDMProgressBar(), enable_progress_bar=True)
