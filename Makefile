@@ -8,8 +8,9 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constrain
 VENV_STAMP := $(VENV)/.made
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
+BROWSER_STAMP := $(VENV)/.installed-browser
 
-.PHONY: help demo test test-slow test-faults lint clean
+.PHONY: help demo test test-slow test-faults test-browser lint clean
 .NOTPARALLEL:
 
 help:
@@ -17,6 +18,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make test-slow    run the slow tests only"
 	@echo "make test-faults  kill training 50 times and resume it"
+	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make lint         check style and types"
 	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
@@ -32,6 +34,9 @@ test-slow: $(TEST_STAMP)
 
 test-faults: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.faults.kill
+
+test-browser: $(BROWSER_STAMP)
+	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
@@ -57,3 +62,7 @@ $(TEST_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
 	@echo "Installing into $(VENV); the first time this takes a few minutes."
 	$(INSTALL) ".[dev,examples]"
 	@touch $@ $(DEMO_STAMP)
+
+$(BROWSER_STAMP): $(TEST_STAMP)
+	$(INSTALL) ".[browser]"
+	@touch $@

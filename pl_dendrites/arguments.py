@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["check", "check_at_least", "check_one_of", "check_patterns"]
+from pl_dendrites.core.functional import ACTIVATIONS
+
+__all__ = ["check", "check_arguments", "check_at_least", "check_one_of", "check_patterns"]
+
+_BOUNDS: dict[str, float] = {
+    "max_dendrites": 0,
+    "candidates": 1,
+    "patience": 1,
+    "min_delta": 0.0,
+    "base_epochs": 1,
+    "correlation_patience": 1,
+    "correlation_min_delta": 0.0,
+    "max_correlation_epochs": 1,
+    "max_tries": 0,
+}
 
 
 def check(name: str, holds: bool, allowed: str, value: object) -> None:
@@ -56,3 +71,25 @@ def check_patterns(name: str, value: object) -> None:
     """
     texts = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) and v for v in value)
     check(name, texts or callable(value), "a list of names or patterns", value)
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless a :class:`~pl_dendrites.DendriteCallback` can be made of these arguments.
+
+    Args:
+        given: all of them by name.
+    """
+    monitor, optimizer, dirpath = given["monitor"], given["optimizer"], given["dirpath"]
+    check("monitor", isinstance(monitor, str) and bool(monitor), "the name of a metric", monitor)
+    check_one_of("mode", given["mode"], ("min", "max"))
+    check_one_of("learning", given["learning"], ("correlation",))
+    check_one_of("min_delta_mode", given["min_delta_mode"], ("abs", "rel"))
+    check_one_of("activation", given["activation"], ACTIVATIONS)
+    for name in ("targets", "exclude"):
+        check_patterns(name, () if name == "targets" and given[name] is None else given[name])
+    for name, bound in _BOUNDS.items():
+        check_at_least(name, bound if name == "base_epochs" and given[name] is None else given[name], bound)
+    check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
+    check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
+    for name in ("restart", "verbose"):
+        check(name, isinstance(given[name], bool), "true or false", given[name])

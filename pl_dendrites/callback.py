@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,22 +16,35 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites import host
-from pl_dendrites.arguments import check, check_at_least, check_one_of, check_patterns
+from pl_dendrites.arguments import check_arguments
 from pl_dendrites.checkpoint import BestModel, model_weights
-from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import phase_record, summary_table
-from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count
+from pl_dendrites.monitor import Display
 from pl_dendrites.score import Score
 from pl_dendrites.state import check_state
 
 __all__ = ["DendriteCallback"]
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 _CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
+# Arguments that are the phase machine's.
+_DECIDE = (
+    "mode",
+    "max_dendrites",
+    "patience",
+    "min_delta",
+    "min_delta_mode",
+    "base_epochs",
+    "correlation_patience",
+    "max_correlation_epochs",
+    "max_tries",
+)
+# Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
+_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
 class DendriteCallback(pl.Callback):
@@ -48,25 +62,28 @@ class DendriteCallback(pl.Callback):
             dendrites, or in code a predicate of name and module; ``None``: every Linear, convolution and recurrent
             layer that can and is not frozen. A name or type name may mean any other module too, whose dendrites are
             then copies of it.
-        exclude: the same, taken out of ``targets``.
+        exclude: layers that receive none, named in the same way.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
             their neuron while the network stands still, and are frozen afterwards.
         candidates: candidates that compete for each neuron's next dendrite.
-        activation: of the dendrites: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         patience: a base phase ends after so many validations without improvement.
         min_delta: smallest change of the score that counts as improvement.
-        min_delta_mode: ``"abs"``, or ``"rel"``: as a share of the score to beat.
+        min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
+            (``"rel"``).
         base_epochs: fixed length of a base phase in epochs, instead of ``patience``.
-        correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose ...
-        correlation_min_delta: ... by this share.
+        correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose by
+            ``correlation_min_delta``.
+        correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
         max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
         max_tries: new sets tried after one that did not help, before training stops.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
         restart: start each base phase with optimizers and schedulers as they were when the fit began.
         dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network
             is held in memory and in the callback's state in any case.
-        verbose: one log line per event, with its reason.
+        verbose: say on the console what happens: one log line per event, with its reason, and on the progress bar the
+            phase, the dendrites per neuron and, in correlation phases, the largest correlation of the last epoch.
 
     Attributes:
         network: the :class:`~pl_dendrites.core.DendriticNetwork`, once a fit began.
@@ -122,26 +139,8 @@ class DendriteCallback(pl.Callback):
         dirpath: str | Path | None = None,
         verbose: bool = True,
     ) -> None:
-        check("monitor", isinstance(monitor, str) and bool(monitor), "the name of a metric", monitor)
-        check_one_of("mode", mode, ("min", "max"))
-        check_one_of("learning", learning, ("correlation",))
-        check_one_of("min_delta_mode", min_delta_mode, ("abs", "rel"))
-        check_one_of("activation", activation, ACTIVATIONS)
-        check_patterns("targets", () if targets is None else targets)
-        check_patterns("exclude", exclude)
-        check_at_least("max_dendrites", max_dendrites, 0)
-        check_at_least("candidates", candidates, 1)
-        check_at_least("patience", patience, 1)
-        check_at_least("min_delta", min_delta, 0.0)
-        check_at_least("base_epochs", 1 if base_epochs is None else base_epochs, 1)
-        check_at_least("correlation_patience", correlation_patience, 1)
-        check_at_least("correlation_min_delta", correlation_min_delta, 0.0)
-        check_at_least("max_correlation_epochs", max_correlation_epochs, 1)
-        check_at_least("max_tries", max_tries, 0)
-        check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
-        check("restart", isinstance(restart, bool), "true or false", restart)
-        check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
-        check("verbose", isinstance(verbose, bool), "true or false", verbose)
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        check_arguments(arguments)
         self.monitor = monitor
         self.mode: Literal["min", "max"] = mode
         self.history: list[dict[str, Any]] = []
@@ -151,18 +150,10 @@ class DendriteCallback(pl.Callback):
         self._correlation_min_delta = correlation_min_delta
         self._make_optimizer = optimizer
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
-        self._machine_settings: dict[str, Any] = {
-            "mode": mode,
-            "score_name": monitor,
-            "max_dendrites": max_dendrites,
-            "patience": patience,
-            "min_delta": min_delta,
-            "min_delta_mode": min_delta_mode,
-            "base_epochs": base_epochs,
-            "correlation_patience": correlation_patience,
-            "max_correlation_epochs": max_correlation_epochs,
-            "max_tries": max_tries,
-        }
+        defaults = {name: parameter.default for name, parameter in signature(DendriteCallback).parameters.items()}
+        changed = {name for name, value in arguments.items() if value != defaults[name]} - set(_NOT_SHOWN)
+        self._shown = {name: arguments[name] for name in sorted(changed.union(_SHOWN))}
+        self._machine_settings = {name: arguments[name] for name in _DECIDE} | {"score_name": monitor}
         self._stage = ""
         self._start_anew()
 
@@ -176,6 +167,7 @@ class DendriteCallback(pl.Callback):
         self._begun = self._fitting = False
         self._initial: host.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
+        self._display: Display | None = None
         self._score = Score(self.monitor)
         self._batches = 0
         self._counted = -1  # batches at the end of the last epoch
@@ -233,7 +225,7 @@ class DendriteCallback(pl.Callback):
         self.network = network
         for reason in dict.fromkeys(network.skipped.values()):
             names = [f"'{name}'" for name, other in network.skipped.items() if other == reason]
-            self._say(f"no dendrites for {', '.join(names)}: {reason}")
+            self._say(trainer, f"no dendrites for {', '.join(names)}: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
@@ -243,6 +235,7 @@ class DendriteCallback(pl.Callback):
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
             host.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
+        self._display = Display(trainer, self.monitor, self.mode, self._shown, progress=self._verbose)
         self._begun = self._fitting = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -254,6 +247,8 @@ class DendriteCallback(pl.Callback):
             self._start_candidates(trainer)
         if self.stop_reason:
             trainer.should_stop = True
+        assert self._display is not None
+        self._display.begin_training(self._machine)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the best network in the model. Only now, when no callback can save it under another's score."""
@@ -324,14 +319,9 @@ class DendriteCallback(pl.Callback):
         self._step(trainer, pl_module, self._score.after_epoch(trainer, self._batches))
         rose = self.phase == "correlation" and self.network.correlation_rose(self._correlation_min_delta)
         self._act_on(trainer, pl_module, self._machine.end_epoch(rose))
-        log_scalars(
-            trainer,
-            phase=self.phase,
-            dendrites=self.num_dendrites,
-            parameters=parameter_count(pl_module),
-            best_score=self.best_model_score,
-            correlations=correlation_figures(self.network.correlations()),
-        )
+        rate = None if self._correlation is None else self._correlation.learning_rate
+        assert self._display is not None
+        self._display.end_epoch(trainer, self._machine, self.network, rate)
 
     def _step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, score: float | None) -> None:
         if score is not None:
@@ -346,18 +336,20 @@ class DendriteCallback(pl.Callback):
         if decision.kind == "integrate" and not self.network.layers_with_error():
             decision = self._machine.stop("no target layer ever had a finite error")
         if decision.kind == "stop":
-            self._say(f"growth ends: {decision.reason}")
+            self._say(trainer, f"growth ends: {decision.reason}")
             trainer.should_stop = True
 
     # -- phases ---------------------------------------------------------------------------------------------------
 
     def _begin_correlation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
-        self._record(decision.reason)
+        self._record(trainer, decision.reason)
         with self._optimizers_follow(trainer):
             self._best.restore(pl_module)
-        self._machine.commit()
+        self._commit()
         self._start_candidates(trainer)
-        self._say(f"correlation phase of cycle {self.cycle}, candidates per neuron {self._pool}: {decision.reason}")
+        self._say(
+            trainer, f"correlation phase of cycle {self.cycle}, candidates per neuron {self._pool}: {decision.reason}"
+        )
 
     def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
         assert self.network is not None
@@ -372,20 +364,27 @@ class DendriteCallback(pl.Callback):
 
     def _begin_base(self, trainer: pl.Trainer, decision: Decision) -> None:
         assert self.network is not None
-        self._record(decision.reason)
+        self._record(trainer, decision.reason)
         with self._optimizers_follow(trainer):
             taken = self.network.integrate()
         self._let_go()
         for name in sorted(set(self.network.targets) - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
-        self._machine.commit()
+        self._commit()
         if self._restart:
             assert self._initial is not None
             host.forget(trainer.optimizers)
             self._initial.restore()
         else:
             host.drop_spoilt_state(trainer.optimizers)
-        self._say(f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}")
+        self._say(
+            trainer, f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}"
+        )
+
+    def _commit(self) -> None:
+        assert self._display is not None
+        self._machine.commit()
+        self._display.begin_phase(self._machine)
 
     @contextmanager
     def _optimizers_follow(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -397,11 +396,14 @@ class DendriteCallback(pl.Callback):
         host.adopt_parameters(trainer.optimizers, [weight for weight in before if id(weight) not in stay], after)
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
-        self._record(reason)
+        self._record(trainer, reason)
         self._let_go()
         with self._optimizers_follow(trainer):
             self._best.restore(pl_module)
         self._machine.wind_up()
+        assert self._display is not None
+        assert self.network is not None
+        self._display.end_fit(trainer, self._machine, self.network)
         self._fitting = False
 
     def _let_go(self) -> None:
@@ -411,13 +413,16 @@ class DendriteCallback(pl.Callback):
 
     # -- records --------------------------------------------------------------------------------------------------
 
-    def _record(self, reason: str) -> None:
+    def _record(self, trainer: pl.Trainer, reason: str) -> None:
         assert self.network is not None
+        assert self._display is not None
         self.history.append(phase_record(self._machine, self.network, reason))
+        self._display.end_phase(trainer, self.history, self.network.skipped)
 
-    def _say(self, message: str) -> None:
+    def _say(self, trainer: pl.Trainer, message: str) -> None:
         if self._verbose:
-            rank_zero_info(f"DendriteCallback: {message}")
+            with host.bar_aside(trainer):
+                rank_zero_info(f"DendriteCallback: {message}")
 
     # -- state ----------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,11 @@ class CorrelationPhase:
             raise
         self._host = StandStill(trainer)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the candidates, or the first of them if their optimizer has several."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
     def begin_backward(self) -> None:
         """Let the error be seen by those layers alone whose weights this backward pass would train."""
         toggled = self._host.toggled

@@ -1,17 +1,41 @@
-"""What is kept of finished phases, and the table that sums them up."""
+"""What is kept of finished phases, and the tables that sum them up."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
+
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
-from pl_dendrites.monitor import correlation_figures, parameter_count
 
-__all__ = ["phase_record", "summary_table"]
+__all__ = ["correlation_figures", "decisions_markdown", "parameter_count", "phase_record", "summary_table"]
 
 _COLUMNS = ("cycle", "dendrites", "parameters", "epochs", "best score", "accepted", "why")
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Parameters of a model, frozen ones and dendrites included; candidates are no part of it."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def correlation_figures(correlations: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Mean and maximum over a layer's neurons of the absolute correlation of the best candidate.
+
+    Args:
+        correlations: ``(P, C)`` by layer name, as :meth:`~pl_dendrites.core.DendriticNetwork.correlations` gives them.
+
+    Returns:
+        ``{"mean": ..., "max": ...}`` by layer name.
+
+    Example:
+        >>> import torch
+        >>> correlation_figures({"fc": torch.tensor([[0.25, -0.5], [-0.75, 0.0]])})
+        {'fc': {'mean': 0.625, 'max': 0.75}}
+    """
+    best = {name: value.abs().amax(0) for name, value in correlations.items()}
+    return {name: {"mean": value.mean().item(), "max": value.max().item()} for name, value in best.items()}
 
 
 def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) -> dict[str, Any]:
@@ -24,8 +48,9 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
 
     Returns:
         A dict with ``cycle``, ``phase``, ``dendrites`` (per neuron), ``parameters`` (of the model), ``epochs``,
-        ``score`` (best one of a base phase), ``best_score`` (of the network that is kept), ``accepted`` (whether the
-        set on trial was; ``None`` where none was), ``correlation`` (by layer) and ``reason``.
+        ``score`` (best one of a base phase), ``scores`` (every one of a base phase, in order; ``None`` for one that
+        was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
+        ``None`` where none was), ``correlation`` (by layer) and ``reason``.
 
     Example:
         >>> from torch import nn
@@ -42,6 +67,7 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         "parameters": parameter_count(network.model),
         "epochs": machine.epochs,
         "score": machine.phase_best if base else None,
+        "scores": machine.scores,
         "best_score": machine.best,
         "accepted": not machine.on_trial if base and machine.cycle > 0 else None,
         "correlation": correlation_figures(network.correlations()),
@@ -76,10 +102,7 @@ def summary_table(history: Sequence[Mapping[str, Any]]) -> str:
         -----  ---------  ----------  ------  ----------  --------  -------------------------------
             0          0          10       7         0.5            no improvement in 3 validations
     """
-    cycles: dict[int, list[Mapping[str, Any]]] = {}
-    for record in history:
-        cycles.setdefault(record["cycle"], []).append(record)
-    rows = [_COLUMNS, *(_row(cycle, records) for cycle, records in cycles.items())]
+    rows = [_COLUMNS, *_cycles(history)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     rows.insert(1, tuple("-" * width for width in widths))
     lines = (
@@ -89,18 +112,49 @@ def summary_table(history: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _row(cycle: int, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def decisions_markdown(history: Sequence[Mapping[str, Any]]) -> str:
+    """The summary as a table and, in the order of time, why each phase ended, in Markdown.
+
+    Args:
+        history: records of finished phases.
+    """
+    table = [_COLUMNS, ["---"] * len(_COLUMNS), *_cycles(history)]
+    lines = ["| " + " | ".join(row[:-1]) + " |" for row in table]  # the reasons follow, one for each phase
+    return "\n".join(["#### Cycles", "", *lines, "", "#### Why each phase ended", "", *map(_decision, history)])
+
+
+def _cycles(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    cycles: dict[int, list[Mapping[str, Any]]] = {}
+    for record in history:
+        cycles.setdefault(record["cycle"], []).append(record)
+    return [_cycle(cycle, records) for cycle, records in cycles.items()]
+
+
+def _cycle(cycle: int, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     last = records[-1]
-    score, accepted = last.get("score"), last.get("accepted")
     return (
         str(cycle),
         str(last["dendrites"]),
         f"{last['parameters']:,}",
         " + ".join(str(record["epochs"]) for record in records),
-        "" if score is None else f"{score:.4g}",
-        {True: "yes", False: "no", None: ""}[accepted],
+        _number(last.get("score")),
+        {True: "yes", False: "no", None: ""}[last.get("accepted")],
         last["reason"],
     )
+
+
+def _decision(record: Mapping[str, Any]) -> str:
+    facts = [f"{record['epochs']} epochs"]
+    if record["score"] is not None:
+        facts.append(f"best score {_number(record['score'])}")
+    if record["correlation"]:
+        name, figures = max(record["correlation"].items(), key=lambda item: item[1]["max"])
+        facts.append(f"largest correlation {figures['max']:.3f} in `{name or 'model'}`")
+    return f"1. **{record['phase']} phase of cycle {record['cycle']}** ({', '.join(facts)}): {record['reason']}"
+
+
+def _number(score: float | None) -> str:
+    return "" if score is None else f"{score:.4g}"
 
 
 def _align(cell: str, width: int, column: int) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,17 +19,22 @@ from torch.optim import Optimizer
 
 __all__ = [
     "OptimizerSettings",
+    "ProgressBar",
     "StandStill",
     "adopt_parameters",
+    "bar_aside",
     "drop_spoilt_state",
     "forget",
     "gradient_scaler",
     "is_validated",
+    "logged_hyperparameters",
     "logging_step",
+    "logs_default_result",
     "order_parameters",
     "parameter_names",
     "refuse_optimizers",
     "refuse_unsupported",
+    "write_hyperparameters",
 ]
 
 _NAMELESS = "(not in the model)"
@@ -102,6 +108,87 @@ def _callbacks(trainer: pl.Trainer) -> list[Any]:
 def logging_step(trainer: pl.Trainer) -> int:
     """When an epoch ends, the step at which Lightning logs that epoch's metrics: its last one that stepped."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+
+
+def logged_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
+    """What Lightning is about to log of the model's and the datamodule's ``save_hyperparameters``."""
+    sources = [source for source in (trainer.lightning_module, trainer.datamodule) if source is not None]  # type: ignore[attr-defined]
+    logged = [source.hparams_initial for source in sources if source._log_hyperparams]
+    return {key: value for parameters in logged for key, value in parameters.items() if key != "_class_path"}
+
+
+def logs_default_result(logger: Any) -> bool:
+    """Whether Lightning makes ``hp_metric`` a result of each run (unless told ``default_hp_metric=False``)."""
+    return bool(getattr(logger, "_default_hp_metric", True))
+
+
+def write_hyperparameters(writer: Any, parameters: Mapping[str, Any], results: Iterable[str]) -> None:
+    """Write hyperparameters and the names of result scalars into a run of TensorBoard.
+
+    The writer's own ``add_hparams`` would begin a second run, and Lightning's ``log_hyperparams`` logs values for the
+    results and puts the hyperparameters into ``hparams.yaml``, from which models are made.
+
+    Args:
+        writer: of a logger.
+        parameters: mappings in it are written with their own entries.
+        results: names of scalars.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    for summary in hparams(_flat(parameters), dict.fromkeys(results, 0.0)):
+        writer.file_writer.add_summary(summary)
+
+
+def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}/{inner}": entry for inner, entry in _flat(value).items()})
+        else:
+            flat[str(name)] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class ProgressBar:
+    """Adds items to a Trainer's progress bar, of any kind, at no cost while training.
+
+    Metrics logged for the bar are numbers alone, cost a tensor each time, stay after their phase, and could be taken
+    for the model's. ``get_metrics`` is where Lightning lets a bar be told what to show, and may return text.
+
+    Args:
+        trainer: the Trainer.
+
+    Attributes:
+        items: shown before all others.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.items: dict[str, str] = {}
+        self._bar = trainer.progress_bar_callback
+        if self._bar is not None:
+            self._own = self._bar.__dict__.get("get_metrics")
+            self._get_metrics = self._bar.get_metrics
+            self._bar.get_metrics = self._with_items  # type: ignore[method-assign]
+
+    def _with_items(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**self.items, **self._get_metrics(*args, **kwargs)}
+
+    def release(self) -> None:
+        """Give the bar back as it was."""
+        if self._bar is not None:
+            del self._bar.get_metrics
+            if self._own is not None:
+                self._bar.get_metrics = self._own  # type: ignore[method-assign]
+            self._bar = None
+
+
+@contextmanager
+def bar_aside(trainer: pl.Trainer) -> Iterator[None]:
+    """Take TQDM's bar off the screen: a line that is logged would stand behind it. Afterwards it stands below."""
+    bar = getattr(trainer.progress_bar_callback, "_train_progress_bar", None)
+    aside = getattr(bar, "external_write_mode", nullcontext)
+    with aside():
+        yield
 
 
 def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:

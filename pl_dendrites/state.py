@@ -110,6 +110,7 @@ _RECORD = _entries(
     **dict.fromkeys(("cycle", "dendrites", "parameters", "epochs"), _whole(0)),
     phase=_one_of("base", "correlation"),
     score=_maybe(_number),
+    scores=_each(_list, _maybe(_number)),
     best_score=_maybe(_number),
     accepted=_one_of(True, False, None),
     correlation=_each(_mapping, _entries(mean=_number, max=_number)),

@@ -11,7 +11,19 @@ import pl_dendrites
 
 PACKAGE = Path(pl_dendrites.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ORDER = ["arguments", "state", "host", "score", "correlation", "checkpoint", "monitor", "history", "callback"]
+ORDER = [
+    "arguments",
+    "state",
+    "host",
+    "score",
+    "correlation",
+    "checkpoint",
+    "history",
+    "figures",
+    "loggers",
+    "monitor",
+    "callback",
+]
 
 
 def imported(path: Path) -> set[str]:

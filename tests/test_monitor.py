@@ -16,13 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pl_dendrites import DendriteCallback
-from pl_dendrites.history import summary_table
-from pl_dendrites.monitor import correlation_figures, parameter_count
+from pl_dendrites.history import correlation_figures, parameter_count, summary_table
 from tests.models import Classifier, bits, classifier, quick, train
 
 LAYERS = ["net.0", "net.4"]
 CORRELATIONS = {f"dendrites/correlation_{kind}/{name}" for kind in ("mean", "max") for name in LAYERS}
-STATE = {"dendrites/phase", "dendrites/count", "dendrites/parameters", "dendrites/best_score"}
+RESULTS = {"dendrites/count", "dendrites/parameters", "dendrites/best_score"}
+STATE = RESULTS | {"dendrites/phase", "dendrites/cycle", "dendrites/seconds_epoch", "dendrites/seconds_phase"}
 
 
 class Epochs(L.Callback):
@@ -36,6 +36,7 @@ class Epochs(L.Callback):
         self.rows.append(
             {
                 "phase": float(self.dendrites.phase == "correlation"),
+                "cycle": float(self.dendrites.cycle),
                 "count": float(self.dendrites.num_dendrites),
                 "parameters": float(sum(p.numel() for p in pl_module.parameters())),
                 "val_loss": float(trainer.callback_metrics["val_loss"]),
@@ -78,18 +79,41 @@ def test_scalars_reach_the_csv_logger(run: dict[str, Any]) -> None:
     rows = [row for row in read_csv(run["csv"]) if "dendrites/phase" in row]
     expected = run["epochs"]
     assert len(rows) == len(expected) == 3 + 2 + 3 + 2 + 3
-    for key in ("phase", "count", "parameters"):
+    for key in ("phase", "cycle", "count", "parameters"):
         assert [row[f"dendrites/{key}"] for row in rows] == [row[key] for row in expected], key
     base = [row["val_loss"] if row["phase"] == 0 else float("inf") for row in expected]
     assert [row["dendrites/best_score"] for row in rows] == pytest.approx(list(accumulate(base, min)))
     for row in rows:
         assert {key for key in row if key.startswith("dendrites/")} == (
-            STATE | CORRELATIONS if row["dendrites/phase"] == 1 else STATE
+            STATE | CORRELATIONS | {"dendrites/candidates_lr"} if row["dendrites/phase"] == 1 else STATE
         )
+        assert row.get("dendrites/candidates_lr", 0.01) == 0.01
+        assert 0 < row["dendrites/seconds_epoch"] <= row["dendrites/seconds_phase"]
+
+
+def test_seconds_of_a_phase_add_up_over_its_epochs(run: dict[str, Any]) -> None:
+    rows = iter([row for row in read_csv(run["csv"]) if "dendrites/phase" in row])
+    for record in run["dendrites"].history:
+        epochs = [next(rows) for _ in range(record["epochs"])]
+        seconds = accumulate(row["dendrites/seconds_epoch"] for row in epochs)
+        assert [row["dendrites/seconds_phase"] for row in epochs] == pytest.approx(list(seconds))
+
+
+def test_the_last_values_are_those_of_the_network_that_a_fit_leaves(tmp_path: Path) -> None:
+    logger, dendrites, model = CSVLogger(tmp_path), quick(min_delta=10.0, max_tries=0), classifier()
+    train(model, dendrites, logger=logger)
+    last_epoch, last = read_csv(logger)[-2:]
+    assert last_epoch["dendrites/count"] == 1.0  # the set on trial, which goes
+    assert last == {
+        "step": last_epoch["step"] + 1,
+        "dendrites/count": 0.0,
+        "dendrites/parameters": float(parameter_count(model)),
+        "dendrites/best_score": pytest.approx(dendrites.best_model_score),
+    }
 
 
 def test_scalars_stand_at_the_step_of_lightnings_own(run: dict[str, Any]) -> None:
-    rows = read_csv(run["csv"])
+    *rows, _ = read_csv(run["csv"])
     assert [row["step"] for row in rows] == [4 * epoch + 3 for epoch in range(13)]
     assert all({"dendrites/phase", "val_loss", "train_loss"} <= row.keys() for row in rows)
 
@@ -98,7 +122,7 @@ def test_scalars_stand_at_the_step_of_lightnings_own(run: dict[str, Any]) -> Non
 def test_they_do_so_where_not_every_batch_of_an_epoch_steps(settings: dict[str, Any], tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     train(classifier(), quick(), logger=logger, **settings)
-    rows = read_csv(logger)
+    *rows, _ = read_csv(logger)
     assert len(rows) >= 4
     assert [row["step"] for row in rows if "dendrites/phase" in row] == [row["step"] for row in rows]
     assert all("train_loss" in row for row in rows)
@@ -158,7 +182,7 @@ def test_correlations_equal_those_computed_from_scratch(tmp_path: Path) -> None:
             return record
 
     train(model, Record(), dendrites, logger=logger, max_epochs=5)
-    logged = read_csv(logger)[-1]
+    logged = read_csv(logger)[-2]
     for name in LAYERS:
         pool, error = torch.cat(outputs[name]), torch.cat(errors[name])
         assert len(pool) == len(error) == 128
@@ -292,6 +316,7 @@ def test_the_history_is_plain_and_has_a_record_per_phase(run: dict[str, Any]) ->
     assert history[0]["score"] == history[0]["best_score"] == min(scores[:3])
     assert history[2]["score"] == min(scores[5:8])
     assert history[-1]["best_score"] == min(scores[:3] + scores[5:8] + scores[10:]) == run["dendrites"].best_model_score
+    assert [record["scores"] for record in history] == [scores[:3], [], scores[5:8], [], scores[10:]]
     assert history[-1]["parameters"] == parameter_count(run["model"])
 
 

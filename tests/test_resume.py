@@ -37,6 +37,10 @@ def assert_same(run: tuple[Any, ...], other: tuple[Any, ...], where: Path) -> No
     assert run[1] == other[1], where
 
 
+def without_scores(run: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*run[:2], [{**record, "scores": None} for record in run[2]], *run[3:])
+
+
 def phases(history: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(record["phase"], record["epochs"]) for record in history]
 
@@ -109,7 +113,7 @@ class Places(DataLoader):
 
 @pytest.mark.parametrize("combination", ["sgd", "manual", "fp16", "two validations an epoch"])
 def test_resumed_inside_any_epoch(combination: str, tmp_path: Path) -> None:
-    """From a checkpoint of an epoch's last batch Lightning goes on without that epoch's validation: one epoch more."""
+    """From a checkpoint of the batch before a validation Lightning goes on without that: perhaps one epoch more."""
 
     def saver(name: str) -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path / name, "{step}", save_top_k=-1, every_n_train_steps=1)
@@ -121,7 +125,8 @@ def test_resumed_inside_any_epoch(combination: str, tmp_path: Path) -> None:
         again = fit(endless, saver(f"from {path.stem}"), path, train=Places)
         place = torch.load(path, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         if place["ready"] < 4:
-            assert_same(again, whole, path)
+            lost = combination == "two validations an epoch" and place["ready"] == 2
+            assert_same(without_scores(again) if lost else again, without_scores(whole) if lost else whole, path)
             exact += 1
         else:
             assert phases(again[2]) == phases(whole[2]), path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 __all__ = ["Decision", "PhaseMachine"]
@@ -39,6 +39,7 @@ class _State:
     phase_best: float | None = None  # of the present base phase
     reference: float | None = None  # the last score of the present base phase that counted as improvement
     epochs: int = 0  # of the present phase
+    scores: list[float | None] = field(default_factory=list)  # all of the present base phase; None: not finite
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
     pending: Literal["correlate", "integrate"] | None = None
     pending_reason: str = ""
@@ -139,6 +140,11 @@ class PhaseMachine:
         return self._state.epochs
 
     @property
+    def scores(self) -> list[float | None]:
+        """Every score of the present base phase in order; ``None`` for one that was not finite."""
+        return list(self._state.scores)
+
+    @property
     def pending(self) -> Decision | None:
         """The decision that waits to be carried out."""
         kind = self._state.pending
@@ -165,6 +171,7 @@ class PhaseMachine:
         if state.phase == "correlation":
             return Decision("continue", "the network stands still")
         finite = math.isfinite(score)
+        state.scores.append(float(score) if finite else None)
         rejected = state.pending is not None and state.on_trial  # that set goes: it must not win any more
         is_best = finite and not rejected and self._beats_best(score)
         if is_best:
@@ -225,6 +232,7 @@ class PhaseMachine:
             state.dendrites += 1
             state.phase_best = state.reference = None
         state.epochs = state.waited = 0
+        state.scores = []
         state.pending, state.pending_reason = None, ""
 
     def stop(self, reason: str) -> Decision:
@@ -243,6 +251,7 @@ class PhaseMachine:
         state.phase, state.on_trial = "base", False
         state.phase_best = state.reference = None
         state.epochs = state.waited = 0
+        state.scores = []
         state.pending, state.pending_reason = None, ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,6 +277,7 @@ class PhaseMachine:
         wrong = _impossible(loaded)
         if wrong:
             raise ValueError(f"impossible values in the state of the phase machine: {', '.join(wrong)}")
+        loaded.scores = list(loaded.scores)
         self._state = loaded
 
     def _gain(self, score: float, other: float) -> float:
@@ -315,6 +325,7 @@ def _impossible(state: _State) -> list[str]:
         **{name: _is_score(getattr(state, name)) for name in ("best", "phase_best", "reference")},
         **{name: isinstance(getattr(state, name), str) for name in ("phase", "pending_reason", "stop_reason")},
         "pending": isinstance(state.pending, str | None),
+        "scores": isinstance(state.scores, list) and all(_is_score(score) for score in state.scores),
     }
     if all(checks.values()):  # types; now what they say together
         checks = {

@@ -114,8 +114,8 @@ def select_targets(
         _refuse_unmatched("targets", targets, modules, able, reasons)
         asked = _matches(targets, able if callable(targets) else modules)
     chosen = {name: able[name] for name in able if name in asked and name not in excluded}
-    # Without `targets`, whatever has parameters of its own could be thought to be a layer.
-    thought = {name for name, module in modules.items() if targets is None and _has_parameters(name, module)}
+    # Without `targets`, whatever has a weight matrix of its own could be thought to be a layer.
+    thought = {name for name, module in modules.items() if targets is None and _has_matrix(name, module)}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None and name in asked | thought}
     for name in list(chosen):
         outer = next((parent for parent in _parents(name) if parent in chosen), None)
@@ -186,8 +186,9 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
     return reason
 
 
-def _has_parameters(name: str, module: nn.Module) -> bool:
-    return "parametrizations" not in name.split(".") and any(True for _ in module.parameters(recurse=False))
+def _has_matrix(name: str, module: nn.Module) -> bool:
+    own = [] if "parametrizations" in name.split(".") else module.parameters(recurse=False)
+    return any(is_lazy(parameter) or parameter.ndim > 1 for parameter in own)
 
 
 def _is_frozen(layer: nn.Module) -> bool:

@@ -286,6 +286,8 @@ def test_an_unknown_entry_of_a_state_is_refused_and_a_missing_one_is_not() -> No
         ({"pending": "integrate"}, "pending"),  # in a base phase
         ({"pending": ["correlate"]}, "pending"),
         ({"pending_reason": None}, "pending_reason"),
+        ({"scores": None}, "scores"),
+        ({"scores": [0.5, math.nan]}, "scores"),
         ({"stop_reason": 3}, "stop_reason"),
     ],
 )
@@ -366,3 +368,24 @@ def test_whatever_the_scores(options: dict[str, Any], epochs: list[tuple[float, 
         if machine.pending and at_once:
             both("commit")
     assert machine.stop_reason
+
+
+def test_scores_of_the_present_base_phase_are_kept_in_order() -> None:
+    machine = PhaseMachine("max", patience=2, max_correlation_epochs=1)
+    for score in (0.5, math.nan, 0.25):
+        machine.step(score)
+    assert machine.scores == [0.5, None, 0.25]
+    machine.commit()
+    assert machine.scores == []
+    machine.step(0.5)  # of a network that stands still
+    machine.end_epoch()
+    assert machine.scores == []
+    machine.commit()
+    machine.step(INF)
+    state = machine.state_dict()
+    machine.wind_up()
+    assert machine.scores == []
+    machine.load_state_dict(state)
+    machine.step(0.75)
+    assert machine.scores == [None, 0.75]
+    assert state["scores"] == [None]
