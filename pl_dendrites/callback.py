@@ -23,6 +23,7 @@ from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import phase_record, summary_table
 from pl_dendrites.monitor import correlation_figures, log_scalars, parameter_count
+from pl_dendrites.ranks import Ranks
 from pl_dendrites.score import Score
 from pl_dendrites.state import check_state
 
@@ -216,16 +217,16 @@ class DendriteCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let checkpoints of grown models load; refuse what cannot work."""
-        grow_on_load(pl_module)
+        grows_on_load = grow_on_load(pl_module)
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._start_anew()
-            host.refuse_unsupported(trainer, self.monitor)
+            host.refuse_unsupported(trainer, self.monitor, grows_on_load)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
         host.refuse_optimizers(trainer)
-        self._seed = torch.initial_seed() % 2**31
+        self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
         network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
         self.network = network
         for name, reason in network.skipped.items():
@@ -297,6 +298,11 @@ class DendriteCallback(pl.Callback):
         self._correlation.begin_backward()
         if not loss.requires_grad:
             loss.requires_grad_(True)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the candidates learn from what this backward pass showed to all processes."""
+        if self._correlation is not None:
+            self._correlation.end_backward()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -374,6 +380,7 @@ class DendriteCallback(pl.Callback):
         self._let_go()
         for name in sorted(watched - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
+        host.wrap(trainer)
         self._machine.commit()
         if self._restart:
             assert self._initial is not None

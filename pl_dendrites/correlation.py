@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pl_dendrites.core.joint import JointLearning
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.host import StandStill, gradient_scaler
+from pl_dendrites.ranks import Ranks
 
 __all__ = ["CorrelationPhase"]
 
@@ -48,6 +50,12 @@ class CorrelationPhase:
             network.discard()
             raise
         self._host = StandStill(trainer)
+        self._ranks = Ranks(trainer)
+        self._joint: JointLearning | None = None
+        if self._ranks.count > 1:
+            self._joint = JointLearning(network.candidates.values(), self._ranks.add_up, self._ranks.count)
+        self._backward_seen = False
+        self._manual = not trainer.lightning_module.automatic_optimization
 
     def begin_backward(self) -> None:
         """Let the error be seen by those layers alone whose weights this backward pass would train."""
@@ -55,12 +63,22 @@ class CorrelationPhase:
         parameters = None if toggled is None else [p for group in toggled.param_groups for p in group["params"]]
         self._network.watch(parameters)
 
+    def end_backward(self) -> None:
+        """Learn from what this backward pass showed to all processes together."""
+        self._backward_seen = True
+        if self._joint is not None:
+            self._joint.learn()
+
     def end_batch(self, trainer: pl.Trainer) -> None:
         """Step the candidates if the model's optimizer would have stepped in this batch."""
         self.hold_still()
-        if not self._host.stepped:
+        if self._joint is not None and not self._backward_seen:
+            self._joint.learn()  # a model under manual optimization may call `loss.backward()` past Lightning
+        self._backward_seen = False
+        if not self._stepped():
             return
-        self._host.stepped = False
+        if self._joint is not None:
+            self._joint.add_up_gradients()
         gradients = [p.grad for p in self._network.candidate_parameters() if p.grad is not None]
         scaler = gradient_scaler(trainer)
         if scaler is None or not gradients:
@@ -71,6 +89,11 @@ class CorrelationPhase:
         else:
             self._step_scaled(scaler)
         self._optimizer.zero_grad()
+
+    def _stepped(self) -> bool:
+        # A model that steps its optimizers itself may pass one over in one process and not in another.
+        stepped, self._host.stepped = self._host.stepped, False
+        return self._ranks.any(stepped) if self._manual else stepped
 
     def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
         # The scaler belongs to this optimizer now: a scale that overflows must come down here as in a base phase.

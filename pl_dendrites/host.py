@@ -6,6 +6,7 @@ No other file touches an attribute that Lightning does not document. What is don
 from __future__ import annotations
 
 import copy
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,6 +30,8 @@ __all__ = [
     "parameter_names",
     "refuse_optimizers",
     "refuse_unsupported",
+    "unwrap",
+    "wrap",
 ]
 
 _NAMELESS = "(not in the model)"
@@ -42,22 +45,33 @@ _REFUSED = {
     "ModelPruning": "renames weights and masks them, so that neither the best network nor a checkpoint would fit the"
     " model any more. Remove it, or prune in a second fit of the grown model.",
 }
+_REFUSED_STRATEGIES = {  # some of them are kinds of DDPStrategy
+    "FSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
+    "ModelParallelStrategy": "shards parameters before training and does not know those of new dendrites",
+    "DeepSpeedStrategy": "hands the optimizer's parameters to an engine that cannot take in those of new dendrites",
+    "XLAStrategy": "traces a network of fixed size, and this one grows",
+    "XLAFSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
+    "SingleDeviceXLAStrategy": "traces a network of fixed size, and this one grows",
+}
 
 
-def refuse_unsupported(trainer: pl.Trainer, monitor: str) -> None:
+def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -> None:
     """Raise where dendrites could not be added or a result would be wrong, before any training.
 
     Args:
         trainer: the Trainer that is about to fit.
         monitor: the metric that decides.
+        grows_on_load: whether the model was made to grow on load before this fit.
 
     Raises:
         MisconfigurationException: says what is in the way and what to do.
     """
-    if not _is_a(trainer.strategy, "SingleDeviceStrategy"):
+    _refuse_strategy(trainer.strategy)
+    if _is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") and not grows_on_load:
         raise MisconfigurationException(
-            f"DendriteCallback trains on one device, and the Trainer uses {type(trainer.strategy).__name__}, which"
-            " cannot take in parameters that arrive during training. Use `Trainer(devices=1)`."
+            "With ddp_spawn, ddp_fork and ddp_notebook Lightning loads the trained weights into the model of the first"
+            " process, and would drop the dendrites there. Call `pl_dendrites.grow_on_load(model)` before the fit, or"
+            " use strategy='ddp'."
         )
     if trainer.barebones:
         raise MisconfigurationException(
@@ -74,6 +88,17 @@ def refuse_unsupported(trainer: pl.Trainer, monitor: str) -> None:
             )
 
 
+def _refuse_strategy(strategy: Any) -> None:
+    reason = next((reason for name, reason in _REFUSED_STRATEGIES.items() if _is_a(strategy, name)), None)
+    if reason is None and not (_is_a(strategy, "SingleDeviceStrategy") or _is_a(strategy, "DDPStrategy")):
+        reason = "is not known to take in parameters that arrive during training"
+    if reason is not None:
+        raise MisconfigurationException(
+            f"DendriteCallback cannot work with {type(strategy).__name__}: it {reason}. Use `Trainer(devices=1)` or"
+            " `Trainer(strategy='ddp')`."
+        )
+
+
 def refuse_optimizers(trainer: pl.Trainer) -> None:
     """Raise for optimizers that cannot take in a parameter.
 
@@ -84,10 +109,12 @@ def refuse_optimizers(trainer: pl.Trainer) -> None:
         MisconfigurationException: says which one and what to do.
     """
     for optimizer in trainer.optimizers:
-        if _is_a(optimizer, "LBFGS"):
-            raise MisconfigurationException(
-                "LBFGS lays out its parameters once and cannot take in those of new dendrites. Use another optimizer."
-            )
+        for name, manner in {"LBFGS": "lays out", "ZeroRedundancyOptimizer": "deals out"}.items():
+            if _is_a(optimizer, name):
+                raise MisconfigurationException(
+                    f"{name} {manner} its parameters once and cannot take in those of new dendrites. Use another"
+                    " optimizer."
+                )
 
 
 def _is_a(thing: object, name: str) -> bool:
@@ -117,6 +144,27 @@ def is_validated(trainer: pl.Trainer, metric: str) -> bool:
     """
     own = metric in trainer._logger_connector.metrics["callback"]
     return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
+
+
+def unwrap(trainer: pl.Trainer) -> None:
+    """Take the wrapper of DDP off a network that stands still: it has no gradients to average."""
+    strategy = trainer.strategy
+    if _is_a(strategy, "DDPStrategy") and strategy.model is not trainer.lightning_module:
+        strategy.model = trainer.lightning_module
+        gc.collect()  # a wrapper is part of a cycle, and as large as all gradients
+
+
+def wrap(trainer: pl.Trainer) -> None:
+    """Wrap a network for DDP anew, which knows only parameters that were there, and trainable, when it was made.
+
+    All processes must call this; the first one's weights and buffers become those of all.
+    """
+    strategy: Any = trainer.strategy
+    if _is_a(strategy, "DDPStrategy"):
+        unwrap(trainer)
+        if any(parameter.requires_grad for parameter in trainer.lightning_module.parameters()):
+            strategy.configure_ddp()
+            strategy._pl_static_graph_delay_done = False
 
 
 class OptimizerSettings:
@@ -167,6 +215,7 @@ class StandStill:
         self.stepped = False
         self.toggled: Optimizer | None = None
         self._module, self._strategy, self._released = trainer.lightning_module, trainer.strategy, False
+        unwrap(trainer)
         self._settings = OptimizerSettings(trainer)
         self._set_aside = self._strategy.lr_scheduler_configs
         if self._module.automatic_optimization:

@@ -11,7 +11,7 @@ import pl_dendrites
 
 PACKAGE = Path(pl_dendrites.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ORDER = ["arguments", "state", "host", "score", "correlation", "checkpoint", "monitor", "history", "callback"]
+ORDER = ["arguments", "state", "host", "ranks", "score", "correlation", "checkpoint", "monitor", "history", "callback"]
 
 
 def imported(path: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 from pl_dendrites.core.dendrites import Candidates, Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.network import DendriticNetwork, attach, detach, restore_structure
+from pl_dendrites.core.network import DendriticNetwork, attach, detach, grow_on_load, restore_structure
 from pl_dendrites.core.phases import Decision, PhaseMachine
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "PhaseMachine",
     "attach",
     "detach",
+    "grow_on_load",
     "restore_structure",
 ]

@@ -1,0 +1,277 @@
+"""Runs of one process and of two with the same global batches, and the processes for them.
+
+``python -m tests.together FOLDER NAME ...`` is one process of two; :func:`launch` starts them and ends them in any case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from tests.models import QUIET, bits, optimizer_bits, quick
+
+Batch = tuple[Tensor, Tensor, Tensor]
+ROOT = Path(__file__).parents[1]
+
+
+# -- data and models ----------------------------------------------------------------------------------------------
+
+
+def batches(seed: int, count: int, rows: tuple[int, int], rank: int | None) -> list[Batch]:
+    """Inputs, classes and weights of ``count`` batches: the part of one process of two, or (``None``) all of them.
+
+    The weights make the sum over a part the mean over that part, and over all of them the mean of the parts' means. Only
+    the first process' part has rows with a positive last input, and not in every batch.
+    """
+    random, size = torch.Generator().manual_seed(seed), sum(rows)
+    found = []
+    for i in range(count):
+        x = torch.randn(size, 4, generator=random, dtype=torch.float64)
+        y = (x[:, :2].prod(1) > 0).long()
+        x[:, 3] = -x[:, 3].abs()
+        if i % 2 == 0:
+            x[: rows[0] // 2, 3] *= -1
+        weights = torch.cat([torch.full((n,), 1 / n, dtype=torch.float64) for n in rows])
+        parts = [(part[0], part[1], part[2]) for part in zip(*(v.split(rows) for v in (x, y, weights)), strict=True)]
+        found.append((x, y, weights / 2) if rank is None else parts[rank])
+    return found
+
+
+class Net(L.LightningModule):
+    """Two target layers and nothing random, in double precision; its metrics are never synchronised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return (nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none") * batch[2]).sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.02)
+
+
+class Manual(Net):
+    """Two optimizers, and a second backward pass through the same layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        self.manual_backward((self(batch[0]).square().sum(1) * batch[2]).sum() * 0.01)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(self.net[0].parameters(), 0.02), torch.optim.SGD(self.net[2].parameters(), 0.1)]
+
+
+class Expert(Net):
+    """A layer that only rows with a positive last input reach; a process may have none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, chosen = super().forward(x), x[:, 3] > 0
+        return out.index_add(0, chosen.nonzero()[:, 0], self.expert(x[chosen])) if chosen.any() else out
+
+
+class Normed(Net):
+    """BatchNorm, which Lightning makes a SyncBatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    # PyTorch's own runs on GPUs only. For parts of one size.
+    if not norm.training:
+        return nn.BatchNorm1d.forward(norm, x)
+    from torch.distributed.nn.functional import all_reduce
+
+    mean = all_reduce(x.mean(0)) / 2
+    var = all_reduce((x - mean).square().mean(0)) / 2
+    with torch.no_grad():
+        size = 2 * len(x)
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(var * size / (size - 1), norm.momentum)
+        norm.num_batches_tracked += 1
+    return (x - mean) / (var + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is made of; as in :func:`tests.models.quick`, with three sets of dendrites and a score that decides."""
+
+    model: Callable[[], Net] = Net
+    strategy: dict[str, Any] = field(default_factory=dict)
+    callback: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    rows: tuple[int, int] = (16, 16)
+
+
+SETTINGS = {
+    "automatic": Setting(),
+    "manual": Setting(Manual),
+    "accumulation": Setting(trainer={"accumulate_grad_batches": 2}, callback={"monitor": "train_loss"}),
+    "patience": Setting(callback={"base_epochs": None, "patience": 1, "min_delta": 0.01}),
+    "uneven parts": Setting(rows=(16, 9)),
+    "expert": Setting(Expert, strategy={"find_unused_parameters": True}),
+    "static graph": Setting(strategy={"static_graph": True}),
+    "manual, static graph": Setting(Manual, strategy={"static_graph": True}),
+    "SyncBatchNorm": Setting(Normed, trainer={"sync_batchnorm": True}),
+}
+
+
+class Trail(L.Callback):
+    """After each batch, all parameters and all that candidates are; and a digest of both."""
+
+    def __init__(self, dendrites: Any) -> None:
+        self.dendrites, self.values, self.digests = dendrites, [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+        for name, pool in self.dendrites.network.candidate_state().items():
+            values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
+        digest = hashlib.sha256(b"".join(name.encode() + value.numpy().tobytes() for name, value in values.items()))
+        self.values.append(values)
+        self.digests.append(digest.hexdigest())
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """What a module logs is accumulated in PyTorch's default precision."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def fit(
+    setting: Setting, rank: int | None, folder: Path, *extra: L.Callback, ckpt_path: Path | None = None
+) -> dict[str, Any]:
+    """A run, as one process of two or (``None``) as the only one; a checkpoint for each epoch goes into ``folder``."""
+    with double_precision():
+        torch.manual_seed(0)
+        model = setting.model()
+        torch.manual_seed(1 + (rank or 0))  # what is random from here on differs between processes
+        dendrites = quick(**({"max_dendrites": 3, "dirpath": folder} | setting.callback))
+        trail = Trail(dendrites)
+        saver = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=1)
+        settings: dict[str, Any] = QUIET | {"enable_checkpointing": True, "max_epochs": -1} | setting.trainer
+        if rank is not None:
+            strategy = DDPStrategy(process_group_backend="gloo", **setting.strategy)
+            settings |= {"devices": 2, "strategy": strategy, "use_distributed_sampler": False}
+        else:
+            settings.pop("sync_batchnorm", None)
+        trainer = L.Trainer(callbacks=[dendrites, trail, saver, *extra], **settings)
+        train, val = (DataLoader(batches(s, n, setting.rows, rank), None) for s, n in ((0, 4), (1, 2)))
+        trainer.fit(model, train, val, ckpt_path=ckpt_path)
+    return {
+        "weights": bits(model),
+        "history": dendrites.history,
+        "stop": dendrites.stop_reason,
+        "optimizers": [optimizer_bits(optimizer) for optimizer in trainer.optimizers],
+        "digests": trail.digests,
+        "trail": trail.values,
+    }
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def launch(*arguments: str | Path, module: str = "tests.together") -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes of Lightning's, as a cluster would start them; whatever happens, they end with the block."""
+    port, processes = str(_free_port()), []
+    try:
+        for rank in range(2):
+            environment = {
+                **os.environ,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "WORLD_SIZE": "2",
+                "NODE_RANK": "0",
+                "LOCAL_RANK": str(rank),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            }
+            command = [sys.executable, "-m", module, *map(str, arguments)]
+            pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen(command, cwd=arguments[0], env=environment, **pipes))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def wait(processes: list[subprocess.Popen[str]], seconds: float) -> list[tuple[int, str]]:
+    """Exit status and what was written to stderr; an error if one is not done in time."""
+    end = time.monotonic() + seconds
+    errors = [process.communicate(timeout=max(end - time.monotonic(), 0))[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """One process of two: run the settings named, one after another, and save what came out."""
+    rank = int(os.environ["LOCAL_RANK"])
+    nn.SyncBatchNorm.forward = _synchronised
+    DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
+    for name in names:
+        result = fit(SETTINGS[name], rank, folder / name)
+        torch.save(result, folder / f"{name} {rank}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]), sys.argv[2:])
