@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,8 @@ from tests.models import QUIET, bits, optimizer_bits, quick
 
 Batch = tuple[Tensor, Tensor, Tensor]
 ROOT = Path(__file__).parents[1]
+TRAFFIC: list[tuple[str, int]] = []
+DEATHS = ("raises", "is killed")
 
 
 # -- data and models ----------------------------------------------------------------------------------------------
@@ -143,33 +144,39 @@ def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of; as in :func:`tests.models.quick`, with three sets of dendrites and a score that decides."""
+    """What a run is made of; the rest is as in :func:`tests.models.quick`, but for a third set of dendrites."""
 
     model: Callable[[], Net] = Net
     strategy: dict[str, Any] = field(default_factory=dict)
     callback: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
-    rows: tuple[int, int] = (16, 16)
+    rows: tuple[int, int] = (16, 16)  # of each process' part of a batch
+    validation: int = 0  # seed of the data; 0: that of training, so that sets of dendrites help
+    resumed: tuple[int, ...] = ()  # from the checkpoints of these epochs of its own
+    resumed_from_one: tuple[int, ...] = ()  # and of one process' run
 
 
 SETTINGS = {
-    "automatic": Setting(),
-    "manual": Setting(Manual),
-    "accumulation": Setting(trainer={"accumulate_grad_batches": 2}, callback={"monitor": "train_loss"}),
-    "patience": Setting(callback={"base_epochs": None, "patience": 1, "min_delta": 0.01}),
-    "uneven parts": Setting(rows=(16, 9)),
-    "expert": Setting(Expert, strategy={"find_unused_parameters": True}),
-    "static graph": Setting(strategy={"static_graph": True}),
-    "manual, static graph": Setting(Manual, strategy={"static_graph": True}),
-    "SyncBatchNorm": Setting(Normed, trainer={"sync_batchnorm": True}),
+    # Epochs: two of a base phase, two of a correlation phase, and so on.
+    "automatic": Setting(resumed=(0, 1, 2, 3, 6), resumed_from_one=(2, 5)),
+    "manual": Setting(Manual, resumed=(2, 5)),
+    "accumulation": Setting(trainer={"accumulate_grad_batches": 2}, callback={"monitor": "train_loss"}, resumed=(2, 5)),
+    "sets that fail": Setting(
+        strategy={"static_graph": True},
+        callback={"base_epochs": None, "patience": 1, "max_dendrites": 2},
+        validation=1,
+    ),
+    "uneven parts": Setting(Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}),
+    "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
+    "SyncBatchNorm": Setting(Normed, trainer={"sync_batchnorm": True}, callback={"max_dendrites": 2}),
 }
 
 
 class Trail(L.Callback):
-    """After each batch, all parameters and all that candidates are; and a digest of both."""
+    """After each batch, all parameters and all that candidates are; a digest of both; and what was communicated."""
 
     def __init__(self, dendrites: Any) -> None:
-        self.dendrites, self.values, self.digests = dendrites, [], []
+        self.dendrites, self.values, self.digests, self.traffic = dendrites, [], [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
@@ -178,6 +185,8 @@ class Trail(L.Callback):
         digest = hashlib.sha256(b"".join(name.encode() + value.numpy().tobytes() for name, value in values.items()))
         self.values.append(values)
         self.digests.append(digest.hexdigest())
+        self.traffic.append((self.dendrites.phase, self.dendrites.num_dendrites, TRAFFIC.copy()))
+        TRAFFIC.clear()
 
 
 @contextmanager
@@ -191,7 +200,7 @@ def double_precision() -> Iterator[None]:
 
 
 def fit(
-    setting: Setting, rank: int | None, folder: Path, *extra: L.Callback, ckpt_path: Path | None = None
+    setting: Setting, rank: int | None, folder: Path, ckpt_path: Path | None = None, death: str = ""
 ) -> dict[str, Any]:
     """A run, as one process of two or (``None``) as the only one; a checkpoint for each epoch goes into ``folder``."""
     with double_precision():
@@ -207,8 +216,9 @@ def fit(
             settings |= {"devices": 2, "strategy": strategy, "use_distributed_sampler": False}
         else:
             settings.pop("sync_batchnorm", None)
+        extra = [Death(dendrites, death)] if death else []
         trainer = L.Trainer(callbacks=[dendrites, trail, saver, *extra], **settings)
-        train, val = (DataLoader(batches(s, n, setting.rows, rank), None) for s, n in ((0, 4), (1, 2)))
+        train, val = (DataLoader(batches(s, n, setting.rows, rank), None) for s, n in ((0, 4), (setting.validation, 2)))
         trainer.fit(model, train, val, ckpt_path=ckpt_path)
     return {
         "weights": bits(model),
@@ -217,6 +227,7 @@ def fit(
         "optimizers": [optimizer_bits(optimizer) for optimizer in trainer.optimizers],
         "digests": trail.digests,
         "trail": trail.values,
+        "traffic": trail.traffic,
     }
 
 
@@ -262,16 +273,60 @@ def wait(processes: list[subprocess.Popen[str]], seconds: float) -> list[tuple[i
     return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
+def count_traffic() -> None:
+    """From now on note the size in bytes of all that processes add up, by whom."""
+    plain, start = torch.distributed.all_reduce, DistributedDataParallel.__init__
+
+    def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        TRAFFIC.append(("dendrites", tensor.nbytes))
+        return plain(tensor, *args, **kwargs)
+
+    def hook(state, bucket):
+        TRAFFIC.append(("DDP", bucket.buffer().nbytes))
+        return plain(bucket.buffer().div_(2), async_op=True).get_future().then(lambda future: future.value()[0])
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **kwargs)
+        self.register_comm_hook(None, hook)
+
+    torch.distributed.all_reduce = all_reduce
+    DistributedDataParallel.__init__ = init
+
+
+class Death(L.Callback):
+    """The second process comes to its end in its second batch of a correlation phase."""
+
+    def __init__(self, dendrites: Any, how: str) -> None:
+        self.dendrites, self.how = dendrites, how
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_rank == 1 and self.dendrites.cycle == 2 and batch_idx == 1:
+            if self.how == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("boom")
+
+
 def main(folder: Path, names: list[str]) -> None:
     """One process of two: run the settings named, one after another, and save what came out."""
     rank = int(os.environ["LOCAL_RANK"])
     nn.SyncBatchNorm.forward = _synchronised
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
+    if names[0] in DEATHS:
+        fit(SETTINGS["automatic"], rank, folder / names[0], death=names[0])
     for name in names:
-        result = fit(SETTINGS[name], rank, folder / name)
-        torch.save(result, folder / f"{name} {rank}.pt")
+        setting, began = SETTINGS[name], time.monotonic()
+        results = {"whole": fit(setting, rank, folder / name)}
+        for epoch in setting.resumed:
+            path = folder / name / f"epoch={epoch}.ckpt"
+            results[f"from {epoch}"] = fit(setting, rank, folder / f"{name} from {epoch}", ckpt_path=path)
+        for epoch in setting.resumed_from_one:
+            path = folder / "one" / name / f"epoch={epoch}.ckpt"
+            results[f"from one's {epoch}"] = fit(setting, rank, folder / f"{name} from one's {epoch}", ckpt_path=path)
+        torch.save(results, folder / f"{name} {rank}.pt")
+        print(name, time.monotonic() - began, file=sys.stderr)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    count_traffic()
     main(Path(sys.argv[1]), sys.argv[2:])
