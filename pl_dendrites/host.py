@@ -90,6 +90,8 @@ def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -
 
 def _refuse_strategy(strategy: Any) -> None:
     reason = next((reason for name, reason in _REFUSED_STRATEGIES.items() if _is_a(strategy, name)), None)
+    if reason is None and getattr(strategy, "_ddp_comm_state", None) is not None:
+        reason = "has a communication hook that remembers gradients of a network of fixed size (`ddp_comm_state`)"
     if reason is None and not (_is_a(strategy, "SingleDeviceStrategy") or _is_a(strategy, "DDPStrategy")):
         reason = "is not known to take in parameters that arrive during training"
     if reason is not None:
@@ -162,9 +164,22 @@ def wrap(trainer: pl.Trainer) -> None:
     strategy: Any = trainer.strategy
     if _is_a(strategy, "DDPStrategy"):
         unwrap(trainer)
-        if any(parameter.requires_grad for parameter in trainer.lightning_module.parameters()):
+        module: Any = trainer.lightning_module
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return
+        # DDP copies the first process' buffers before each forward pass. Those of dendrites are constants: without
+        # them a model that has no others is spared that.
+        ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", None)
+        own = [name for name, _ in module.named_buffers() if name.endswith("dendrites.activation_code")]
+        module._ddp_params_and_buffers_to_ignore = [*(ignored or ()), *own]
+        try:
             strategy.configure_ddp()
-            strategy._pl_static_graph_delay_done = False
+        finally:
+            if ignored is None:
+                del module._ddp_params_and_buffers_to_ignore
+            else:
+                module._ddp_params_and_buffers_to_ignore = ignored
+        strategy._pl_static_graph_delay_done = False
 
 
 class OptimizerSettings:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from pl_dendrites import grow_on_load
-from tests.models import QUIET, bits, quick, same_bits
+from tests.models import QUIET, bits, classifier, loaders, quick, same_bits
 from tests.together import DEATHS, SETTINGS, fit, launch, wait
+
+pytestmark = pytest.mark.timeout(240)
 
 Results = dict[str, dict[str, Any]]
 
@@ -52,7 +57,7 @@ def assert_close(run: dict[str, Any], other: dict[str, Any]) -> None:
     assert difference(run["weights"], other["weights"]) < 1e-9
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "fp16"])
 def test_two_processes_are_one_with_their_global_batch(name: str, runs: Any) -> None:
     _, one, two = runs
     assert_close(two[name][0]["whole"], one[name])
@@ -69,6 +74,15 @@ def test_after_every_batch_all_processes_hold_the_same_bits(name: str, runs: Any
         assert run["history"] == other["history"]
         assert run["stop"] == other["stop"]
         assert run["optimizers"] == other["optimizers"]
+        assert run["scales"] == other["scales"]
+
+
+def test_a_loss_scale_that_is_too_large_in_one_process_comes_down_in_both(runs: Any) -> None:
+    """And a score that one process alone logs decides for both."""
+    run = runs[2]["fp16"][0]["whole"]
+    scales = [scale for phase, scale in run["scales"] if phase == "correlation"]
+    assert any(later < earlier for earlier, later in pairwise(scales))
+    assert [record["phase"] for record in run["history"]][:3] == ["base", "correlation", "base"]
 
 
 def test_the_settings_show_what_they_are_meant_to(runs: Any) -> None:
@@ -107,8 +121,9 @@ def test_the_file_of_the_best_network_is_the_first_process(runs: Any) -> None:
 
 
 def test_what_is_communicated(runs: Any) -> None:
-    """A base step: the gradients. A correlation step: those of the pool, and a few sums per neuron; nothing by DDP."""
+    """A base step: gradients. A correlation step: those of the pool, and a few sums per neuron. A cycle: the model."""
     weights, neurons, layers, pool = 4 * 5 + 5 + 5 * 2 + 2, 5 + 2, 2, 2
+    copied = []
     for phase, dendrites, traffic in runs[2]["automatic"][0]["whole"]["traffic"]:
         if phase == "base":
             steps = [size for by, size in traffic if by == "DDP"]
@@ -118,6 +133,9 @@ def test_what_is_communicated(runs: Any) -> None:
             sums, gradients = [size for by, size in traffic if by == "dendrites"][-2:]
             assert sums == 8 * (3 * neurons * (1 + pool) + layers)
             assert gradients == 8 * (pool * (weights + dendrites * neurons) + 3 * layers)
+        copied += [size for by, size in traffic if by == "wrapper"]
+    nodes = [k * (weights + neurons) + k * (k - 1) // 2 * neurons for k in range(4)]
+    assert copied == [8 * (weights + frozen) for frozen in nodes]
 
 
 @pytest.mark.parametrize("death", DEATHS)
@@ -133,8 +151,6 @@ def test_when_one_process_dies_the_other_ends_and_its_checkpoint_resumes(death: 
 
 
 def test_spawned_processes_bring_the_dendrites_back(tmp_path: Path) -> None:
-    from tests.models import classifier, loaders
-
     model, dendrites = classifier(), quick(base_epochs=1, max_correlation_epochs=1, dirpath=tmp_path)
     grow_on_load(model)
     trainer = L.Trainer(callbacks=[dendrites], strategy="ddp_spawn", devices=2, max_epochs=4, **QUIET)
@@ -143,3 +159,46 @@ def test_spawned_processes_bring_the_dendrites_back(tmp_path: Path) -> None:
     saved = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
     assert model.net[0].dendrites.count > 0
     assert same_bits(bits(model), saved)
+
+
+# -- refused -----------------------------------------------------------------------------------------------------------
+
+
+def strategy_of(kind: type[Strategy], name: str = "", **kwargs: Any) -> Strategy:
+    """A strategy; some need a package of their own, and are told by their name alone."""
+    abstract = dict.fromkeys(kind.__abstractmethods__)
+    return (type(name, (kind,), abstract) if name else kind)(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        (strategy_of(FSDPStrategy), "FSDPStrategy: it lays out parameters flat"),
+        (strategy_of(ModelParallelStrategy), "ModelParallelStrategy: it shards parameters"),
+        (strategy_of(DDPStrategy, "DeepSpeedStrategy"), "DeepSpeedStrategy: it hands the optimizer's parameters"),
+        (strategy_of(DDPStrategy, "XLAStrategy"), "XLAStrategy: it traces a network of fixed size"),
+        (strategy_of(ParallelStrategy, "Foreign"), "Foreign: it is not known to take in"),
+        (strategy_of(DDPStrategy, ddp_comm_state=object()), "DDPStrategy: it has a communication hook"),
+    ],
+)
+def test_strategies_that_cannot_grow(strategy: Strategy, says: str) -> None:
+    # Not fitted: that would start processes.
+    dendrites, trainer = quick(), L.Trainer(**QUIET)
+    trainer._accelerator_connector.strategy = strategy
+    with pytest.raises(MisconfigurationException, match=rf"{says}.*strategy='ddp'"):
+        dendrites.setup(trainer, classifier(), "fit")
+    dendrites.setup(trainer, classifier(), "test")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true", DDPStrategy(static_graph=True)])
+def test_strategies_that_can(strategy: Any) -> None:
+    quick().setup(L.Trainer(strategy=strategy, devices=2, **QUIET), classifier(), "fit")
+
+
+def test_spawned_processes_would_lose_the_dendrites() -> None:
+    trainer, model = L.Trainer(strategy="ddp_spawn", devices=2, **QUIET), classifier()
+    with pytest.raises(MisconfigurationException, match=r"Call `pl_dendrites\.grow_on_load\(model\)` before the fit"):
+        quick().setup(trainer, model, "fit")
+    model = classifier()
+    grow_on_load(model)
+    quick().setup(trainer, model, "fit")

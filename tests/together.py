@@ -1,10 +1,11 @@
 """Runs of one process and of two with the same global batches, and the processes for them.
 
-``python -m tests.together FOLDER NAME ...`` is one process of two; :func:`launch` starts them and ends them in any case.
+``python -m tests.together FOLDER NAME ...`` is one process of two; :func:`launch` starts both and ends them always.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -41,8 +43,8 @@ DEATHS = ("raises", "is killed")
 def batches(seed: int, count: int, rows: tuple[int, int], rank: int | None) -> list[Batch]:
     """Inputs, classes and weights of ``count`` batches: the part of one process of two, or (``None``) all of them.
 
-    The weights make the sum over a part the mean over that part, and over all of them the mean of the parts' means. Only
-    the first process' part has rows with a positive last input, and not in every batch.
+    The weights make the sum over a part the mean over that part, and over all of them the mean of the parts' means.
+    Only the first process' part has rows with a positive last input, and not in every batch.
     """
     random, size = torch.Generator().manual_seed(seed), sum(rows)
     found = []
@@ -123,6 +125,26 @@ class Normed(Net):
         self.net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
 
 
+class Half(Net):
+    """Single precision, so that it can be half; and a score that the first process alone logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.float()
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss((batch[0].float(), batch[1], batch[2].float()))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), batch_size=1, rank_zero_only=True)
+
+
+def half_precision() -> dict[str, Any]:
+    """Real fp16 on a CPU, with a loss scale that is soon too large, and first for the rows of a small part."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15, growth_interval=2)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
+
+
 def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     # PyTorch's own runs on GPUs only. For parts of one size.
     if not norm.training:
@@ -149,7 +171,7 @@ class Setting:
     model: Callable[[], Net] = Net
     strategy: dict[str, Any] = field(default_factory=dict)
     callback: dict[str, Any] = field(default_factory=dict)
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: Callable[[], dict[str, Any]] = dict
     rows: tuple[int, int] = (16, 16)  # of each process' part of a batch
     validation: int = 0  # seed of the data; 0: that of training, so that sets of dendrites help
     resumed: tuple[int, ...] = ()  # from the checkpoints of these epochs of its own
@@ -158,9 +180,11 @@ class Setting:
 
 SETTINGS = {
     # Epochs: two of a base phase, two of a correlation phase, and so on.
-    "automatic": Setting(resumed=(0, 1, 2, 3, 6), resumed_from_one=(2, 5)),
+    "automatic": Setting(resumed=(1, 2, 3, 6), resumed_from_one=(2, 5)),
     "manual": Setting(Manual, resumed=(2, 5)),
-    "accumulation": Setting(trainer={"accumulate_grad_batches": 2}, callback={"monitor": "train_loss"}, resumed=(2, 5)),
+    "accumulation": Setting(
+        trainer=lambda: {"accumulate_grad_batches": 2}, callback={"monitor": "train_loss"}, resumed=(2, 5)
+    ),
     "sets that fail": Setting(
         strategy={"static_graph": True},
         callback={"base_epochs": None, "patience": 1, "max_dendrites": 2},
@@ -168,7 +192,8 @@ SETTINGS = {
     ),
     "uneven parts": Setting(Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}),
     "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
-    "SyncBatchNorm": Setting(Normed, trainer={"sync_batchnorm": True}, callback={"max_dendrites": 2}),
+    "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
+    "fp16": Setting(Half, trainer=half_precision, rows=(30, 2), callback={"max_dendrites": 1}),
 }
 
 
@@ -176,7 +201,7 @@ class Trail(L.Callback):
     """After each batch, all parameters and all that candidates are; a digest of both; and what was communicated."""
 
     def __init__(self, dendrites: Any) -> None:
-        self.dendrites, self.values, self.digests, self.traffic = dendrites, [], [], []
+        self.dendrites, self.values, self.digests, self.traffic, self.scales = dendrites, [], [], [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
@@ -187,6 +212,8 @@ class Trail(L.Callback):
         self.digests.append(digest.hexdigest())
         self.traffic.append((self.dendrites.phase, self.dendrites.num_dendrites, TRAFFIC.copy()))
         TRAFFIC.clear()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.scales.append((self.dendrites.phase, scaler and scaler.get_scale()))
 
 
 @contextmanager
@@ -210,7 +237,7 @@ def fit(
         dendrites = quick(**({"max_dendrites": 3, "dirpath": folder} | setting.callback))
         trail = Trail(dendrites)
         saver = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=1)
-        settings: dict[str, Any] = QUIET | {"enable_checkpointing": True, "max_epochs": -1} | setting.trainer
+        settings: dict[str, Any] = QUIET | {"enable_checkpointing": True, "max_epochs": -1} | setting.trainer()
         if rank is not None:
             strategy = DDPStrategy(process_group_backend="gloo", **setting.strategy)
             settings |= {"devices": 2, "strategy": strategy, "use_distributed_sampler": False}
@@ -228,6 +255,7 @@ def fit(
         "digests": trail.digests,
         "trail": trail.values,
         "traffic": trail.traffic,
+        "scales": trail.scales,
     }
 
 
@@ -274,8 +302,9 @@ def wait(processes: list[subprocess.Popen[str]], seconds: float) -> list[tuple[i
 
 
 def count_traffic() -> None:
-    """From now on note the size in bytes of all that processes add up, by whom."""
+    """From now on note the size in bytes of all that processes add up or copy from the first, and who does that."""
     plain, start = torch.distributed.all_reduce, DistributedDataParallel.__init__
+    copy = torch.distributed._broadcast_coalesced
 
     def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         TRAFFIC.append(("dendrites", tensor.nbytes))
@@ -285,11 +314,16 @@ def count_traffic() -> None:
         TRAFFIC.append(("DDP", bucket.buffer().nbytes))
         return plain(bucket.buffer().div_(2), async_op=True).get_future().then(lambda future: future.value()[0])
 
+    def broadcast(group, tensors, *args):
+        TRAFFIC.append(("wrapper", sum(tensor.nbytes for tensor in tensors)))
+        return copy(group, tensors, *args)
+
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         start(self, *args, **kwargs)
         self.register_comm_hook(None, hook)
 
     torch.distributed.all_reduce = all_reduce
+    torch.distributed._broadcast_coalesced = broadcast
     DistributedDataParallel.__init__ = init
 
 
@@ -314,7 +348,7 @@ def main(folder: Path, names: list[str]) -> None:
     if names[0] in DEATHS:
         fit(SETTINGS["automatic"], rank, folder / names[0], death=names[0])
     for name in names:
-        setting, began = SETTINGS[name], time.monotonic()
+        setting = SETTINGS[name]
         results = {"whole": fit(setting, rank, folder / name)}
         for epoch in setting.resumed:
             path = folder / name / f"epoch={epoch}.ckpt"
@@ -323,10 +357,10 @@ def main(folder: Path, names: list[str]) -> None:
             path = folder / "one" / name / f"epoch={epoch}.ckpt"
             results[f"from one's {epoch}"] = fit(setting, rank, folder / f"{name} from one's {epoch}", ckpt_path=path)
         torch.save(results, folder / f"{name} {rank}.pt")
-        print(name, time.monotonic() - began, file=sys.stderr)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    gc.freeze()  # what has been imported; DDP's wrapper is collected each time that it goes
     count_traffic()
     main(Path(sys.argv[1]), sys.argv[2:])
