@@ -54,11 +54,12 @@ class JointLearning:
         outputs, gradients = [], []
         for pool, (used, new) in zip(self._pools, self._moments(), strict=True):
             sign = pool.take_in(new) if used else torch.zeros_like(new.covariance)
-            for seen, error in pool.noted or ():
+            noted = pool.noted or []
+            for seen, error in noted:
                 outputs.append(seen)
                 gradient = torch.zeros(()) if error is None else self._gradient(pool, new, sign, error)
                 gradients.append(gradient.to(seen).expand_as(seen))
-            pool.noted = []
+            noted.clear()
         if outputs:
             # Kept, for whoever runs backward through the same graph twice.
             torch.autograd.backward(outputs, gradients, retain_graph=True)
