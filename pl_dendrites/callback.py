@@ -244,6 +244,7 @@ class DendriteCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on in the phase that a checkpoint was saved in."""
+        Ranks(trainer).refuse_uneven_epochs(trainer)
         running, self._resumed = (self._resumed or {}).get("correlation"), None
         if running is not None:
             self._start_candidates(trainer, running["trainable"]).load_state_dict(running)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 __all__ = ["Ranks"]
@@ -54,6 +55,22 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
         return self.mean(float(flag)) != 0
+
+    def refuse_uneven_epochs(self, trainer: pl.Trainer) -> None:
+        """Raise in all processes where some have more batches in an epoch than others: these would wait for them.
+
+        Args:
+            trainer: the Trainer, about to train.
+
+        Raises:
+            MisconfigurationException: says how many there are, and what to do.
+        """
+        own, mean = float(trainer.num_training_batches), self.mean(float(trainer.num_training_batches))
+        if self.any(own != mean):
+            raise MisconfigurationException(
+                f"processes have different numbers of training batches: {own:.0f} in this one, {mean} in the mean. One"
+                " that is done would leave the others waiting. Use `DistributedSampler`, or `limit_train_batches`."
+            )
 
     def first(self, value: T) -> T:
         """What the first process has."""

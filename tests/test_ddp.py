@@ -85,6 +85,11 @@ def test_a_loss_scale_that_is_too_large_in_one_process_comes_down_in_both(runs: 
     assert [record["phase"] for record in run["history"]][:3] == ["base", "correlation", "base"]
 
 
+def test_processes_with_different_numbers_of_batches_are_told_so_instead_of_waiting(runs: Any) -> None:
+    for rank, own in enumerate((4, 3)):
+        assert f"batches: {own} in this one, 3.5 in the mean" in (runs[0] / f"missing {rank}.txt").read_text()
+
+
 def test_the_settings_show_what_they_are_meant_to(runs: Any) -> None:
     one = runs[1]
     for name in ("automatic", "manual", "accumulation"):

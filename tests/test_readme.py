@@ -32,6 +32,7 @@ def test_every_block_in_the_order_of_the_page() -> None:
     exec(BLOCKS[1], names)
     names |= {"net": Classifier(), "state_dict": torch.load("best.ckpt", weights_only=True)["state_dict"]}
     exec(BLOCKS[2], names)
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
+    assert 'strategy="ddp"' in BLOCKS[3], "which would start processes; tests/test_ddp.py does"
     x = torch.randn(5, 4)
     assert torch.equal(names["net"].eval()(x), names["model"].eval()(x))

@@ -25,6 +25,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -174,6 +175,7 @@ class Setting:
     trainer: Callable[[], dict[str, Any]] = dict
     rows: tuple[int, int] = (16, 16)  # of each process' part of a batch
     validation: int = 0  # seed of the data; 0: that of training, so that sets of dendrites help
+    missing: int = 0  # batches that the second process lacks
     resumed: tuple[int, ...] = ()  # from the checkpoints of these epochs of its own
     resumed_from_one: tuple[int, ...] = ()  # and of one process' run
 
@@ -245,7 +247,9 @@ def fit(
             settings.pop("sync_batchnorm", None)
         extra = [Death(dendrites, death)] if death else []
         trainer = L.Trainer(callbacks=[dendrites, trail, saver, *extra], **settings)
-        train, val = (DataLoader(batches(s, n, setting.rows, rank), None) for s, n in ((0, 4), (setting.validation, 2)))
+        count = 4 - setting.missing * (rank or 0)
+        sizes = ((0, count), (setting.validation, 2))
+        train, val = (DataLoader(batches(seed, n, setting.rows, rank), None) for seed, n in sizes)
         trainer.fit(model, train, val, ckpt_path=ckpt_path)
     return {
         "weights": bits(model),
@@ -347,6 +351,11 @@ def main(folder: Path, names: list[str]) -> None:
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
     if names[0] in DEATHS:
         fit(SETTINGS["automatic"], rank, folder / names[0], death=names[0])
+        return
+    try:
+        fit(Setting(missing=1), rank, folder / "missing")
+    except MisconfigurationException as error:
+        (folder / f"missing {rank}.txt").write_text(str(error))
     for name in names:
         setting = SETTINGS[name]
         results = {"whole": fit(setting, rank, folder / name)}
