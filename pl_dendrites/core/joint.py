@@ -16,11 +16,11 @@ __all__ = ["JointLearning"]
 class JointLearning:
     r"""Lets the candidates of several processes, each with its part of a batch, learn from the whole batch.
 
-    The rule needs two figures of the whole batch before a candidate's gradient can be computed: the neuron's mean error
-    and the sign of the running covariance. Neither can be corrected afterwards without a second gradient, that of
-    :math:`\sum_p D_p`, which would double the work and what is communicated. So a backward pass only notes outputs and
-    errors. After it, :meth:`learn` adds up a few sums per neuron over all processes and then computes the gradients.
-    Nothing is communicated within a backward pass: a process whose part never reached a layer adds zeros.
+    The rule needs two figures of the whole batch before a candidate has its gradient: the neuron's mean error and the
+    sign of the running covariance. A gradient with another mean could be put right afterwards only by a second one,
+    that of :math:`\sum_p D_p`, which would double the work and what is communicated. So a backward pass only notes
+    outputs and errors. After it, :meth:`learn` adds up a few sums per neuron over all processes and then computes the
+    gradients. Nothing is communicated within a backward pass: a process whose part never reached a layer adds zeros.
 
     Several uses of a layer in one backward pass count as one batch here; without other processes each counts by itself.
 
