@@ -134,13 +134,18 @@ def test_what_is_communicated(runs: Any) -> None:
             steps = [size for by, size in traffic if by == "DDP"]
             assert sum(steps) == 8 * (weights + dendrites * neurons)
         else:
-            assert "DDP" not in [by for by, _ in traffic]
             sums, gradients = [size for by, size in traffic if by == "dendrites"][-2:]
             assert sums == 8 * (3 * neurons * (1 + pool) + layers)
             assert gradients == 8 * (pool * (weights + dendrites * neurons) + 3 * layers)
         copied += [size for by, size in traffic if by == "wrapper"]
-    nodes = [k * (weights + neurons) + k * (k - 1) // 2 * neurons for k in range(4)]
+    nodes = [k * (weights + neurons) + k * (k - 1) // 2 * neurons for k in range(1, 4)]
     assert copied == [8 * (weights + frozen) for frozen in nodes]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_ddp_has_nothing_to_say_where_the_network_stands_still(name: str, runs: Any) -> None:
+    traffic = [by for phase, _, traffic in runs[2][name][0]["whole"]["traffic"] for by, _ in traffic if phase != "base"]
+    assert set(traffic) == {"dendrites"}
 
 
 @pytest.mark.parametrize("death", DEATHS)

@@ -205,6 +205,9 @@ class Trail(L.Callback):
     def __init__(self, dendrites: Any) -> None:
         self.dendrites, self.values, self.digests, self.traffic, self.scales = dendrites, [], [], [], []
 
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        TRAFFIC.clear()  # that of a validation
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
         for name, pool in self.dendrites.network.candidate_state().items():
