@@ -106,6 +106,22 @@ class Manual(Net):
         return [torch.optim.Adam(self.net[0].parameters(), 0.02), torch.optim.SGD(self.net[2].parameters(), 0.1)]
 
 
+class OwnBackward(Manual):
+    """Runs backward past Lightning, and so past DDP: it averages gradients itself."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.loss(batch).backward()
+        for gradient in [p.grad for p in self.parameters() if p.grad is not None and self.trainer.world_size > 1]:
+            torch.distributed.all_reduce(gradient)
+            gradient.div_(2)
+        # Where the network stands still, the first process alone steps: the candidates must step in both.
+        for optimizer in optimizers[: None if self.net[0].weight.requires_grad or self.global_rank == 0 else 0]:
+            optimizer.step()
+
+
 class Expert(Net):
     """A layer that only rows with a positive last input reach; a process may have none of them."""
 
@@ -193,6 +209,7 @@ SETTINGS = {
         validation=1,
     ),
     "uneven parts": Setting(Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}),
+    "own backward": Setting(OwnBackward, callback={"max_dendrites": 1}),
     "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
     "fp16": Setting(Half, trainer=half_precision, rows=(30, 2), callback={"max_dendrites": 1}),
