@@ -16,7 +16,7 @@ from torch import nn
 
 from pl_dendrites import grow_on_load
 from tests.models import QUIET, bits, classifier, loaders, quick, same_bits
-from tests.together import DEATHS, SETTINGS, fit, launch, wait
+from tests.together import DEATHS, SETTINGS, fit, launch
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -28,8 +28,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """A folder with checkpoints, the runs of one process by name, and those of each of two."""
     folder = tmp_path_factory.mktemp("runs")
     one = {name: fit(setting, None, folder / "one" / name) for name, setting in SETTINGS.items()}
-    with launch(folder, *SETTINGS) as processes:
-        for status, errors in wait(processes, 150):
+    with launch(folder, *SETTINGS) as wait:
+        for status, errors in wait(150):
             assert status == 0, errors
     load = {"weights_only": False}
     two = {name: [torch.load(folder / f"{name} {rank}.pt", **load) for rank in range(2)] for name in SETTINGS}
@@ -150,8 +150,8 @@ def test_ddp_has_nothing_to_say_where_the_network_stands_still(name: str, runs: 
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_when_one_process_dies_the_other_ends_and_its_checkpoint_resumes(death: str, runs: Any, tmp_path: Path) -> None:
-    with launch(tmp_path, death) as processes:
-        (first, error), (second, _) = wait(processes, 60)
+    with launch(tmp_path, death) as wait:
+        (first, error), (second, _) = wait(90)
     assert first > 0, "an error, not a hang"
     assert second == (-9 if death == "is killed" else 1)
     assert "RuntimeError" in error or "DistBackendError" in error

@@ -117,8 +117,9 @@ class OwnBackward(Manual):
         for gradient in [p.grad for p in self.parameters() if p.grad is not None and self.trainer.world_size > 1]:
             torch.distributed.all_reduce(gradient)
             gradient.div_(2)
-        # Where the network stands still, the first process alone steps: the candidates must step in both.
-        for optimizer in optimizers[: None if self.net[0].weight.requires_grad or self.global_rank == 0 else 0]:
+        # Where the network stands still, the second process steps in three batches of four; the candidates in all.
+        skips = batch_idx == 1 and self.global_rank == 1 and not self.net[0].weight.requires_grad
+        for optimizer in [] if skips else optimizers:
             optimizer.step()
 
 
@@ -293,11 +294,21 @@ def _free_port() -> int:
 
 
 @contextmanager
-def launch(*arguments: str | Path, module: str = "tests.together") -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes of Lightning's, as a cluster would start them; whatever happens, they end with the block."""
-    port, processes = str(_free_port()), []
+def launch(folder: Path, *names: str) -> Iterator[Callable[[float], list[tuple[int, str]]]]:
+    """Two processes, as a cluster would start them for Lightning; whatever happens, they end with the block.
+
+    What comes is a function that waits for both at most so many seconds: exit status and what was written to stderr.
+    """
+    port, processes, errors = str(_free_port()), [], [folder / f"stderr {rank}" for rank in range(2)]
+
+    def wait(seconds: float) -> list[tuple[int, str]]:
+        end = time.monotonic() + seconds
+        for process in processes:
+            process.wait(timeout=max(end - time.monotonic(), 0))
+        return [(process.returncode, path.read_text()) for process, path in zip(processes, errors, strict=True)]
+
     try:
-        for rank in range(2):
+        for rank, path in enumerate(errors):
             environment = {
                 **os.environ,
                 "MASTER_ADDR": "127.0.0.1",
@@ -308,21 +319,14 @@ def launch(*arguments: str | Path, module: str = "tests.together") -> Iterator[l
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(ROOT),
             }
-            command = [sys.executable, "-m", module, *map(str, arguments)]
-            pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-            processes.append(subprocess.Popen(command, cwd=arguments[0], env=environment, **pipes))
-        yield processes
+            command = [sys.executable, "-m", "tests.together", str(folder), *names]
+            with path.open("w") as file:
+                processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
+        yield wait
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-
-
-def wait(processes: list[subprocess.Popen[str]], seconds: float) -> list[tuple[int, str]]:
-    """Exit status and what was written to stderr; an error if one is not done in time."""
-    end = time.monotonic() + seconds
-    errors = [process.communicate(timeout=max(end - time.monotonic(), 0))[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+            process.wait()
 
 
 def count_traffic() -> None:
