@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pl_dendrites.core import DendriticNetwork, attach, detach, restore_structure, select_targets
+from pl_dendrites.core import DendriticNetwork, attach, detach, grow_on_load, restore_structure, select_targets
 
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
@@ -17,6 +17,7 @@ __all__ = [
     "DendriticNetwork",
     "attach",
     "detach",
+    "grow_on_load",
     "load_from_checkpoint",
     "restore_structure",
     "select_targets",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from pl_dendrites import host
+from pl_dendrites import host, optimizers
 from pl_dendrites.arguments import check_arguments
 from pl_dendrites.checkpoint import BestModel, model_weights
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
@@ -24,6 +23,7 @@ from pl_dendrites.core.targets import Predicate
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import phase_record, summary_table
 from pl_dendrites.monitor import Display
+from pl_dendrites.ranks import Ranks
 from pl_dendrites.score import Score
 from pl_dendrites.state import check_state
 
@@ -165,7 +165,7 @@ class DendriteCallback(pl.Callback):
         self._interrupted: dict[str, Any] | None = None
         self._optimizer_parameters: list[list[list[str]]] = []
         self._begun = self._fitting = False
-        self._initial: host.OptimizerSettings | None = None
+        self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._display: Display | None = None
         self._score = Score(self.monitor)
@@ -211,16 +211,16 @@ class DendriteCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let checkpoints of grown models load; refuse what cannot work."""
-        grow_on_load(pl_module)
+        grows_on_load = grow_on_load(pl_module)
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._start_anew()
-            host.refuse_unsupported(trainer, self.monitor)
+            host.refuse_unsupported(trainer, self.monitor, grows_on_load)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
         host.refuse_optimizers(trainer)
-        self._seed = torch.initial_seed() % 2**31
+        self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
         network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
         self.network = network
         for reason in dict.fromkeys(network.skipped.values()):
@@ -228,18 +228,19 @@ class DendriteCallback(pl.Callback):
             self._say(trainer, f"no dendrites for {', '.join(names)}: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
-        host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
         self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
-        self._initial = host.OptimizerSettings(trainer)
+        self._initial = optimizers.OptimizerSettings(trainer)
         if self._resumed is not None:
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
-            host.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
+            optimizers.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
         self._display = Display(trainer, self.monitor, self.mode, self._shown, progress=self._verbose)
         self._begun = self._fitting = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on in the phase that a checkpoint was saved in."""
+        Ranks(trainer).refuse_uneven_epochs(trainer)
         running, self._resumed = (self._resumed or {}).get("correlation"), None
         if running is not None:
             self._start_candidates(trainer, running)
@@ -297,6 +298,11 @@ class DendriteCallback(pl.Callback):
         if not loss.requires_grad:
             loss.requires_grad_(True)
 
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the candidates learn from what this backward pass showed to all processes."""
+        if self._correlation is not None:
+            self._correlation.end_backward()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -342,8 +348,9 @@ class DendriteCallback(pl.Callback):
     # -- phases ---------------------------------------------------------------------------------------------------
 
     def _begin_correlation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
+        assert self.network is not None
         self._record(trainer, decision.reason)
-        with self._optimizers_follow(trainer):
+        with optimizers.following(trainer.optimizers, self.network):
             self._best.restore(pl_module)
         self._commit()
         self._start_candidates(trainer)
@@ -365,18 +372,19 @@ class DendriteCallback(pl.Callback):
     def _begin_base(self, trainer: pl.Trainer, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
-        with self._optimizers_follow(trainer):
+        with optimizers.following(trainer.optimizers, self.network):
             taken = self.network.integrate()
         self._let_go()
         for name in sorted(set(self.network.targets) - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
+        host.wrap(trainer)
         self._commit()
         if self._restart:
             assert self._initial is not None
-            host.forget(trainer.optimizers)
+            optimizers.forget(trainer.optimizers)
             self._initial.restore()
         else:
-            host.drop_spoilt_state(trainer.optimizers)
+            optimizers.drop_spoilt_state(trainer.optimizers)
         self._say(
             trainer, f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}"
         )
@@ -386,23 +394,14 @@ class DendriteCallback(pl.Callback):
         self._machine.commit()
         self._display.begin_phase(self._machine)
 
-    @contextmanager
-    def _optimizers_follow(self, trainer: pl.Trainer) -> Iterator[None]:
-        assert self.network is not None
-        before = [weight for weight, _ in self.network.output_weights()]
-        yield
-        after = list(self.network.output_weights())
-        stay = {id(weight) for weight, _ in after}
-        host.adopt_parameters(trainer.optimizers, [weight for weight in before if id(weight) not in stay], after)
-
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
+        assert self.network is not None
         self._record(trainer, reason)
         self._let_go()
-        with self._optimizers_follow(trainer):
+        with optimizers.following(trainer.optimizers, self.network):
             self._best.restore(pl_module)
         self._machine.wind_up()
         assert self._display is not None
-        assert self.network is not None
         self._display.end_fit(trainer, self._machine, self.network)
         self._fitting = False
 
@@ -490,7 +489,7 @@ class DendriteCallback(pl.Callback):
             self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
             checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
             checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
-        checkpoint[_CHECKPOINT_KEY] = host.parameter_names(trainer.optimizers, pl_module)
+        checkpoint[_CHECKPOINT_KEY] = optimizers.parameter_names(trainer.optimizers, pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -88,7 +88,8 @@ def _save_whole(trainer: pl.Trainer, path: str) -> None:
         if trainer.is_global_zero:
             part.replace(local)
     except BaseException:
-        part.unlink(missing_ok=True)
+        if trainer.is_global_zero:  # another process that fails must not take it from this one
+            part.unlink(missing_ok=True)
         raise
 
 

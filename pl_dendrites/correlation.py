@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from pl_dendrites.core.joint import JointLearning
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.host import StandStill, gradient_scaler
+from pl_dendrites.ranks import Ranks
 
 __all__ = ["CorrelationPhase"]
 
@@ -54,7 +56,7 @@ class CorrelationPhase:
             for p in parameters
         ]
         self._half = [(half, single) for half, single in zip(parameters, stepped, strict=True) if half is not single]
-        self._stepped = stepped
+        self._single = stepped
         try:
             self._optimizer = torch.optim.Adam(stepped, lr=0.01) if optimizer is None else optimizer(stepped)
             if resumed is not None:
@@ -63,6 +65,12 @@ class CorrelationPhase:
             network.discard()
             raise
         self._host = StandStill(trainer)
+        self._ranks = Ranks(trainer)
+        self._joint: JointLearning | None = None
+        if self._ranks.count > 1:
+            self._joint = JointLearning(network.candidates.values(), self._ranks.add_up, self._ranks.count)
+        self._backward_seen = False
+        self._manual = not trainer.lightning_module.automatic_optimization
 
     @property
     def learning_rate(self) -> float:
@@ -75,14 +83,24 @@ class CorrelationPhase:
         parameters = None if toggled is None else [p for group in toggled.param_groups for p in group["params"]]
         self._network.watch(parameters)
 
+    def end_backward(self) -> None:
+        """Learn from what this backward pass showed to all processes together."""
+        self._backward_seen = True
+        if self._joint is not None:
+            self._joint.learn()
+
     def end_batch(self, trainer: pl.Trainer) -> None:
         """Step the candidates if the model's optimizer would have stepped in this batch."""
         self.hold_still()
-        if not self._host.stepped:
+        if self._joint is not None and not self._backward_seen:
+            self._joint.learn()  # a model under manual optimization may call `loss.backward()` past Lightning
+        self._backward_seen = False
+        if not self._stepped():
             return
-        self._host.stepped = False
+        if self._joint is not None:
+            self._joint.add_up_gradients()
         self._to_single()
-        gradients = [p.grad for p in self._stepped if p.grad is not None]
+        gradients = [p.grad for p in self._single if p.grad is not None]
         scaler = gradient_scaler(trainer)
         if scaler is None or not gradients:
             for gradient in gradients:
@@ -104,6 +122,11 @@ class CorrelationPhase:
     def _to_half(self) -> None:
         for half, single in self._half:
             half.copy_(single)
+
+    def _stepped(self) -> bool:
+        # A model that steps its optimizers itself may pass one over in one process and not in another.
+        stepped, self._host.stepped = self._host.stepped, False
+        return self._ranks.any(stepped) if self._manual else stepped
 
     def _step_scaled(self, scaler: torch.amp.GradScaler) -> None:
         # The scaler belongs to this optimizer now: a scale that overflows must come down here as in a base phase.

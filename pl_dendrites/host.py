@@ -5,39 +5,34 @@ No other file touches an attribute that Lightning does not document. What is don
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pl_dendrites.optimizers import OptimizerSettings
+
 __all__ = [
-    "OptimizerSettings",
     "ProgressBar",
     "StandStill",
-    "adopt_parameters",
     "bar_aside",
-    "drop_spoilt_state",
-    "forget",
     "gradient_scaler",
     "is_validated",
     "logged_hyperparameters",
     "logging_step",
     "logs_default_result",
-    "order_parameters",
-    "parameter_names",
     "refuse_optimizers",
     "refuse_unsupported",
+    "unwrap",
+    "wrap",
     "write_hyperparameters",
 ]
 
-_NAMELESS = "(not in the model)"
 _REFUSED = {
     "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
     " second fit of the grown model.",
@@ -48,22 +43,33 @@ _REFUSED = {
     "ModelPruning": "renames weights and masks them, so that neither the best network nor a checkpoint would fit the"
     " model any more. Remove it, or prune in a second fit of the grown model.",
 }
+_REFUSED_STRATEGIES = {  # some of them are kinds of DDPStrategy
+    "FSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
+    "ModelParallelStrategy": "shards parameters before training and does not know those of new dendrites",
+    "DeepSpeedStrategy": "hands the optimizer's parameters to an engine that cannot take in those of new dendrites",
+    "XLAStrategy": "traces a network of fixed size, and this one grows",
+    "XLAFSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
+    "SingleDeviceXLAStrategy": "traces a network of fixed size, and this one grows",
+}
 
 
-def refuse_unsupported(trainer: pl.Trainer, monitor: str) -> None:
+def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -> None:
     """Raise where dendrites could not be added or a result would be wrong, before any training.
 
     Args:
         trainer: the Trainer that is about to fit.
         monitor: the metric that decides.
+        grows_on_load: whether the model was made to grow on load before this fit.
 
     Raises:
         MisconfigurationException: says what is in the way and what to do.
     """
-    if not _is_a(trainer.strategy, "SingleDeviceStrategy"):
+    _refuse_strategy(trainer.strategy)
+    if _is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") and not grows_on_load:
         raise MisconfigurationException(
-            f"DendriteCallback trains on one device, and the Trainer uses {type(trainer.strategy).__name__}, which"
-            " cannot take in parameters that arrive during training. Use `Trainer(devices=1)`."
+            "With ddp_spawn, ddp_fork and ddp_notebook Lightning loads the trained weights into the model of the first"
+            " process, and would drop the dendrites there. Call `pl_dendrites.grow_on_load(model)` before the fit, or"
+            " use strategy='ddp'."
         )
     if trainer.barebones:
         raise MisconfigurationException(
@@ -80,6 +86,19 @@ def refuse_unsupported(trainer: pl.Trainer, monitor: str) -> None:
             )
 
 
+def _refuse_strategy(strategy: Any) -> None:
+    reason = next((reason for name, reason in _REFUSED_STRATEGIES.items() if _is_a(strategy, name)), None)
+    if reason is None and getattr(strategy, "_ddp_comm_state", None) is not None:
+        reason = "has a communication hook that remembers gradients of a network of fixed size (`ddp_comm_state`)"
+    if reason is None and not (_is_a(strategy, "SingleDeviceStrategy") or _is_a(strategy, "DDPStrategy")):
+        reason = "is not known to take in parameters that arrive during training"
+    if reason is not None:
+        raise MisconfigurationException(
+            f"DendriteCallback cannot work with {type(strategy).__name__}: it {reason}. Use `Trainer(devices=1)` or"
+            " `Trainer(strategy='ddp')`."
+        )
+
+
 def refuse_optimizers(trainer: pl.Trainer) -> None:
     """Raise for optimizers that cannot take in a parameter.
 
@@ -90,10 +109,12 @@ def refuse_optimizers(trainer: pl.Trainer) -> None:
         MisconfigurationException: says which one and what to do.
     """
     for optimizer in trainer.optimizers:
-        if _is_a(optimizer, "LBFGS"):
-            raise MisconfigurationException(
-                "LBFGS lays out its parameters once and cannot take in those of new dendrites. Use another optimizer."
-            )
+        for name, manner in {"LBFGS": "lays out", "ZeroRedundancyOptimizer": "deals out"}.items():
+            if _is_a(optimizer, name):
+                raise MisconfigurationException(
+                    f"{name} {manner} its parameters once and cannot take in those of new dendrites. Use another"
+                    " optimizer."
+                )
 
 
 def _is_a(thing: object, name: str) -> bool:
@@ -206,32 +227,38 @@ def is_validated(trainer: pl.Trainer, metric: str) -> bool:
     return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
 
 
-class OptimizerSettings:
-    """Settings of a Trainer's optimizers (learning rates and all else) and states of its schedulers, to come back to.
+def unwrap(trainer: pl.Trainer) -> None:
+    """Take the wrapper of DDP off a network that stands still: it has no gradients to average."""
+    strategy = trainer.strategy
+    if _is_a(strategy, "DDPStrategy") and strategy.model is not trainer.lightning_module:
+        strategy.model = trainer.lightning_module
+        gc.collect()  # a wrapper is part of a cycle, and as large as all gradients
 
-    Args:
-        trainer: the Trainer, with its optimizers set up.
+
+def wrap(trainer: pl.Trainer) -> None:
+    """Wrap a network for DDP anew, which knows only parameters that were there, and trainable, when it was made.
+
+    All processes must call this; the first one's weights and buffers become those of all.
     """
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._optimizers = list(trainer.optimizers)
-        self._schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._settings = [
-            [
-                copy.deepcopy({key: value for key, value in group.items() if key not in ("params", "param_names")})
-                for group in optimizer.param_groups
-            ]
-            for optimizer in self._optimizers
-        ]
-        self.scheduler_states: list[dict[str, Any]] = [copy.deepcopy(s.state_dict()) for s in self._schedulers]
-
-    def restore(self) -> None:
-        """Put everything back. What optimizers remember of their parameters, and the parameters, stay."""
-        for optimizer, groups in zip(self._optimizers, self._settings, strict=True):
-            for group, settings in zip(optimizer.param_groups, groups, strict=True):
-                group.update(copy.deepcopy(settings))
-        for scheduler, state in zip(self._schedulers, self.scheduler_states, strict=True):
-            scheduler.load_state_dict(copy.deepcopy(state))
+    strategy: Any = trainer.strategy
+    if _is_a(strategy, "DDPStrategy"):
+        unwrap(trainer)
+        module: Any = trainer.lightning_module
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return
+        # DDP copies the first process' buffers before each forward pass. Those of dendrites are constants: without
+        # them a model that has no others is spared that.
+        ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", None)
+        own = [name for name, _ in module.named_buffers() if name.endswith("dendrites.activation_code")]
+        module._ddp_params_and_buffers_to_ignore = [*(ignored or ()), *own]
+        try:
+            strategy.configure_ddp()
+        finally:
+            if ignored is None:
+                del module._ddp_params_and_buffers_to_ignore
+            else:
+                module._ddp_params_and_buffers_to_ignore = ignored
+        strategy._pl_static_graph_delay_done = False
 
 
 class StandStill:
@@ -254,6 +281,7 @@ class StandStill:
         self.stepped = False
         self.toggled: Optimizer | None = None
         self._module, self._strategy, self._released = trainer.lightning_module, trainer.strategy, False
+        unwrap(trainer)
         self._settings = OptimizerSettings(trainer)
         self._set_aside = self._strategy.lr_scheduler_configs
         if self._module.automatic_optimization:
@@ -308,93 +336,3 @@ class StandStill:
 
 def _do_nothing(*_: Any, **__: Any) -> None:
     return None
-
-
-def forget(optimizers: Iterable[Optimizer]) -> None:
-    """Clear what optimizers remember of their parameters."""
-    for optimizer in optimizers:
-        optimizer.state.clear()
-
-
-def drop_spoilt_state(optimizers: Iterable[Optimizer]) -> None:
-    """Clear what optimizers remember of a parameter where it is not finite: it would spoil restored weights again."""
-    for optimizer in optimizers:
-        for parameter, state in list(optimizer.state.items()):
-            values = [value for value in state.values() if isinstance(value, Tensor)]
-            if not all(bool(torch.isfinite(value).all()) for value in values):
-                del optimizer.state[parameter]
-
-
-def adopt_parameters(
-    optimizers: Iterable[Optimizer],
-    leaving: Iterable[nn.Parameter],
-    arriving: Iterable[tuple[nn.Parameter, nn.Parameter]],
-) -> None:
-    """Let optimizers follow a network that grew or shrank.
-
-    New parameters join an existing group: a new group would break most schedulers, and the group of the layer's own
-    weight has the right learning rate and weight decay. Parameters are compared by identity.
-
-    Args:
-        optimizers: the optimizers.
-        leaving: parameters that the network no longer has, or does not train.
-        arriving: pairs of a parameter of the network and the weight of its layer. Those that are there already stay;
-            one whose layer's weight is in no group joins the first.
-    """
-    optimizers = list(optimizers)
-    gone = {id(parameter) for parameter in leaving}
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in [p for p in group["params"] if id(p) in gone]:
-                optimizer.state.pop(parameter, None)
-            keep = [id(p) not in gone for p in group["params"]]
-            for key in [key for key in ("params", "param_names") if key in group]:
-                group[key][:] = [entry for entry, kept in zip(group[key], keep, strict=True) if kept]
-    owners = {id(parameter): group for group in groups for parameter in group["params"]}
-    for parameter, weight in arriving:
-        if id(parameter) not in owners and groups:
-            group = owners.get(id(weight), groups[0])
-            group["params"].append(parameter)
-            owners[id(parameter)] = group
-            if "param_names" in group:
-                group["param_names"].append(f"dendrites.{len(group['params']) - 1}")
-
-
-def parameter_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[list[list[str]]]:
-    """The name of each parameter in each group of each optimizer; empty for one that is not the module's."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return [[[names.get(id(p), "") for p in group["params"]] for group in o.param_groups] for o in optimizers]
-
-
-def order_parameters(
-    optimizers: Sequence[Optimizer], module: nn.Module, names: Sequence[Sequence[Sequence[str]]]
-) -> None:
-    """Bring fresh optimizers into the order in which a checkpoint saved their state, which is loaded by position.
-
-    Args:
-        optimizers: fresh from ``configure_optimizers``.
-        module: the module whose parameters they hold.
-        names: what :func:`parameter_names` returned when the checkpoint was saved.
-
-    Raises:
-        MisconfigurationException: if there are other optimizers, groups or parameters than then; nothing is changed.
-    """
-    shape, saved = [len(o.param_groups) for o in optimizers], [len(groups) for groups in names]
-    if shape != saved:
-        raise MisconfigurationException(
-            f"the checkpoint was saved with optimizers of {saved} parameter groups, the model configures {shape}"
-        )
-    for fresh, then in zip(parameter_names(optimizers, module), names, strict=True):
-        now, before = (Counter(name or _NAMELESS for group in groups for name in group) for groups in (fresh, then))
-        if now != before:
-            raise MisconfigurationException(
-                "the checkpoint's optimizer trained other parameters than the model's does: only the checkpoint's"
-                f" {sorted((before - now).elements())}, only the model's {sorted((now - before).elements())}"
-            )
-    parameters = dict(module.named_parameters())
-    own = {id(parameter) for parameter in parameters.values()}
-    for optimizer, groups in zip(optimizers, names, strict=True):
-        nameless = iter([p for group in optimizer.param_groups for p in group["params"] if id(p) not in own])
-        for group, wanted in zip(optimizer.param_groups, groups, strict=True):
-            group["params"][:] = [parameters[name] if name else next(nameless) for name in wanted]

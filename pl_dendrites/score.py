@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pl_dendrites.host import is_validated
+from pl_dendrites.ranks import Ranks
 
 __all__ = ["Score"]
 
@@ -18,6 +19,8 @@ class Score:
 
     Lightning keeps the last value of every metric, so that there is one at each epoch's end, whenever it was measured.
     A metric that a validation logged is read when one ends; any other is one of training, read when an epoch ends.
+
+    With several processes it is the mean over them, the same in all.
 
     Args:
         monitor: name of the metric.
@@ -37,10 +40,11 @@ class Score:
             batches: trained so far.
         """
         self._validated = True
-        if self._source == "training" or not is_validated(trainer, self.monitor):
+        value = self._agreed(trainer, is_validated(trainer, self.monitor))
+        if self._source == "training" or value is None:
             return None
         self._source = "validation"
-        return self._read(trainer, batches)
+        return self._read(value, batches)
 
     def after_epoch(self, trainer: pl.Trainer, batches: int) -> float | None:
         """The value over the training epoch which just ended; ``None`` if the metric is one of validation.
@@ -52,22 +56,27 @@ class Score:
         Raises:
             MisconfigurationException: if nothing logs the metric; lists what is logged.
         """
-        if self._source is None and self.monitor in trainer.callback_metrics:
+        value = self._agreed(trainer, self.monitor in trainer.callback_metrics)
+        if self._source is None and value is not None:
             self._source = "training"
         if self._source is None and (self._validated or not trainer.enable_validation):
             raise MisconfigurationException(
                 f"DendriteCallback(monitor={self.monitor!r}): no such metric was logged by the end of an epoch. Logged"
                 f" are: {sorted(trainer.callback_metrics)}. A metric of training must be logged in `training_step`."
             )
-        return self._read(trainer, batches) if self._source == "training" else None
+        return self._read(value, batches) if self._source == "training" else None
 
-    def _read(self, trainer: pl.Trainer, batches: int) -> float | None:
+    def _agreed(self, trainer: pl.Trainer, there: bool) -> float | None:
+        # Logged without `sync_dist`, or by one process alone, it differs; what is decided by it must not.
+        return Ranks(trainer).mean(float(trainer.callback_metrics[self.monitor]) if there else None)
+
+    def _read(self, value: float | None, batches: int) -> float | None:
         # A checkpoint that was saved in a validation makes Lightning end its epoch again, with nothing trained between.
         # Neither has it a mean over that epoch then.
-        if self._batches == batches or self.monitor not in trainer.callback_metrics:
+        if self._batches == batches or value is None:
             return None
         self._batches = batches
-        return float(trainer.callback_metrics[self.monitor])
+        return value
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""

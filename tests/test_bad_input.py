@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -288,22 +287,18 @@ def test_averages_of_weights(averaging: L.Callback) -> None:
     assert watch.batches["base"] == 0
 
 
-@pytest.mark.parametrize("strategy", ["ddp", DDPStrategy(find_unused_parameters=True)])
-def test_more_than_one_device(strategy: Any) -> None:
-    # Not fitted: that would start processes.
-    dendrites = quick()
-    trainer = L.Trainer(callbacks=[dendrites], strategy=strategy, devices=2, **QUIET)
-    with pytest.raises(MisconfigurationException, match=r"one device, and the Trainer uses DDPStrategy.*devices=1"):
-        dendrites.setup(trainer, classifier(), "fit")
-    dendrites.setup(trainer, classifier(), "test")
-
-
 def test_lbfgs() -> None:
     dendrites = quick()
     watch = Watch(dendrites)
     with pytest.raises(MisconfigurationException, match=r"LBFGS .* Use another optimizer"):
         train(classifier(lambda model: LBFGS(model.parameters())), dendrites, watch)
     assert watch.batches["base"] == 0
+
+
+def test_an_optimizer_that_is_dealt_out() -> None:
+    dealt_out = type("ZeroRedundancyOptimizer", (torch.optim.SGD,), {})
+    with pytest.raises(MisconfigurationException, match=r"ZeroRedundancyOptimizer deals out .* Use another optimizer"):
+        train(classifier(lambda model: dealt_out(model.parameters(), lr=0.1)), quick())
 
 
 def test_early_stopping_on_the_same_monitor() -> None:

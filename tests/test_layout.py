@@ -14,7 +14,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "arguments",
     "state",
+    "optimizers",
     "host",
+    "ranks",
     "score",
     "correlation",
     "checkpoint",

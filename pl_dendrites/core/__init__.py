@@ -2,7 +2,7 @@
 
 from pl_dendrites.core.dendrites import Candidates, Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.network import DendriticNetwork, attach, detach, restore_structure
+from pl_dendrites.core.network import DendriticNetwork, attach, detach, grow_on_load, restore_structure
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.targets import Selection, select_targets
 
@@ -16,6 +16,7 @@ __all__ = [
     "Selection",
     "attach",
     "detach",
+    "grow_on_load",
     "restore_structure",
     "select_targets",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ class Dendrites(nn.Module):
         for weight, output in zip(self.weights, outputs, strict=True):
             total = torch.addcmul(total, per_neuron(weight, dim, total.ndim).to(total.dtype), output.to(total.dtype))
         if candidates is not None:
-            pool = candidates(inputs, total, outputs)
-            total = CorrelationRule.apply(total, pool, candidates.observe)  # type: ignore[no-untyped-call]
+            watched, observe = candidates.watched(candidates(inputs, total, outputs))
+            total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
         return self.kind.with_output(out, total)
 
     @torch.no_grad()
@@ -215,6 +216,8 @@ class Candidates(nn.Module):
         links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
         pool: ``P``.
         watching: whether errors that come are taken in.
+        noted: outputs and errors that a :class:`~pl_dendrites.core.joint.JointLearning` has yet to take in, ``None``
+            for an error that was not watched; ``None``: they are taken in by the backward pass itself.
 
     Raises:
         RuntimeError: if the layer's neurons are not known yet.
@@ -250,6 +253,7 @@ class Candidates(nn.Module):
         self.register_buffer("reference", torch.zeros(neurons, device=device, dtype=wide))
         self.register_buffer("missed", torch.tensor(False, device=device), persistent=False)
         self.watching = True
+        self.noted: list[tuple[Tensor, Tensor | None]] | None = None
 
     def forward(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> Tensor:
         """Outputs of the pool.
@@ -269,6 +273,25 @@ class Candidates(nn.Module):
             total = torch.addcmul(total, link, output.to(total.dtype))
         return ACTIVATIONS[self.activation](total)
 
+    def watched(self, outputs: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor | None]]:
+        """What :class:`~pl_dendrites.core.functional.CorrelationRule` is to be given.
+
+        Args:
+            outputs: outputs of the pool.
+
+        Returns:
+            The outputs and :meth:`observe`; or, if errors are to be noted only, outputs without a history and what
+            notes them together with those that have one.
+        """
+        noted = self.noted
+        if noted is None:
+            return outputs, self.observe
+
+        def note(_: Tensor, error: Tensor) -> None:
+            noted.append((outputs, error.detach() if self.watching else None))
+
+        return outputs.detach().requires_grad_(), note
+
     @torch.no_grad()
     def observe(self, outputs: Tensor, error: Tensor) -> Tensor:
         """Take one batch into the statistics.
@@ -286,13 +309,25 @@ class Candidates(nn.Module):
         new, centred = batch_moments(outputs, error, self.kind.dim)
         if error.numel():  # an expert without tokens missed nothing
             self.missed.logical_or_((new.samples == 0).any())
+        sign = per_neuron(self.take_in(new), self.kind.dim, error.ndim)
+        return (-sign * centred).to(outputs.dtype)
+
+    @torch.no_grad()
+    def take_in(self, new: Moments) -> Tensor:
+        """Take the moments of one batch into the statistics.
+
+        Args:
+            new: the moments.
+
+        Returns:
+            The sign ``(P, C)`` of the running average of the covariance.
+        """
         for name, value in merge_moments(self.moments, new)._asdict().items():
             getattr(self, name).copy_(value)
         average = self.running_covariance
         assert isinstance(average, Tensor)
         average.lerp_(new.covariance.nan_to_num(0.0, 0.0, 0.0), 1 - _SIGN_MOMENTUM)
-        sign = per_neuron(average.sign(), self.kind.dim, error.ndim)
-        return (-sign * centred).to(outputs.dtype)
+        return average.sign()
 
     @property
     def moments(self) -> Moments:

@@ -24,9 +24,11 @@ __all__ = [
     "flat_nested",
     "like_nested",
     "merge_moments",
+    "moments_of_sums",
     "pearson",
     "per_neuron",
     "stack_nodes",
+    "sums_of_moments",
     "unstack_nodes",
 ]
 
@@ -282,6 +284,61 @@ def merge_moments(old: Moments, new: Moments) -> Moments:
         + step_output.square() * weight,
         square_error=old.square_error + new.square_error + step_error.square() * weight,
         covariance=old.covariance + torch.where(new.samples > 0, new.covariance, 0) + step_output * step_error * weight,
+    )
+
+
+def sums_of_moments(moments: Moments) -> Moments:
+    """Sums over samples, which add up over parts of a batch as moments do not.
+
+    Args:
+        moments: moments of one part.
+
+    Returns:
+        In the place of each moment the plain sum that it is made of, in double precision, in which a mean that is large
+        beside the deviations costs nothing that single precision would have kept. Zero for neurons without samples.
+
+    Example:
+        >>> two = Moments(*(torch.tensor([v]) for v in (2.0, 3.0, 1.0, 2.0, 0.0, 0.0)))
+        >>> [value.item() for value in sums_of_moments(two)]
+        [2.0, 6.0, 2.0, 20.0, 2.0, 6.0]
+    """
+    samples, output, error, square_output, square_error, covariance = (value.double() for value in moments)
+    sums = Moments(
+        samples,
+        samples * output,
+        samples * error,
+        square_output + samples * output.square(),
+        square_error + samples * error.square(),
+        covariance + samples * output * error,
+    )
+    # Where there are no samples means are not finite.
+    return Moments(*(torch.where(samples > 0, value, 0) for value in sums))
+
+
+def moments_of_sums(sums: Moments) -> Moments:
+    """Undo :func:`sums_of_moments`, for the sums over all parts of a batch.
+
+    Args:
+        sums: plain sums; a neuron whose number of samples is NaN had an error that was not finite.
+
+    Returns:
+        Moments of the whole batch, in double precision. Neurons with an error that was not finite have no samples.
+
+    Example:
+        >>> parts = [torch.tensor([[[0.0], [2.0]]]), torch.tensor([[[4.0], [2.0]]])]
+        >>> sums = [sums_of_moments(batch_moments(part, part[0], dim=-1)[0]) for part in parts]
+        >>> [value.item() for value in moments_of_sums(Moments(*map(torch.add, *sums)))]
+        [4.0, 2.0, 2.0, 8.0, 8.0, 8.0]
+    """
+    samples = sums.samples.nan_to_num(0.0)
+    output, error = sums.mean_output / samples, sums.mean_error / samples
+    return Moments(
+        samples,
+        output,
+        error,
+        (sums.square_output - samples * output.square()).clamp(min=0),
+        torch.where(samples > 0, sums.square_error - samples * error.square(), 0).clamp(min=0),
+        sums.covariance - samples * output * error,
     )
 
 

@@ -361,10 +361,30 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
     return DendriticNetwork(model, names) if names else None
 
 
-def grow_on_load(model: nn.Module) -> None:
-    """Let ``model.load_state_dict`` call :func:`restore_structure` first. Calling this twice is the same as once."""
-    if not any(_is_hook(entry, _restore_before_loading) for entry in model._load_state_dict_pre_hooks.values()):
-        model.register_load_state_dict_pre_hook(_restore_before_loading)
+def grow_on_load(model: nn.Module) -> bool:
+    """Let ``model.load_state_dict`` call :func:`restore_structure` first. Calling this twice is the same as once.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Whether it was so already.
+
+    Example:
+        >>> grown = nn.Linear(3, 2)
+        >>> attach(grown).layers[""].resize(grown, 2)
+        >>> fresh = nn.Linear(3, 2)
+        >>> grow_on_load(fresh)
+        False
+        >>> fresh.load_state_dict(grown.state_dict())
+        <All keys matched successfully>
+        >>> fresh.dendrites.count
+        2
+    """
+    if any(_is_hook(entry, _restore_before_loading) for entry in model._load_state_dict_pre_hooks.values()):
+        return True
+    model.register_load_state_dict_pre_hook(_restore_before_loading)
+    return False
 
 
 def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
