@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import nn
 from torch.optim import SGD, Adam, lr_scheduler
 
 from pl_dendrites import host
