@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import Signature
 from pathlib import Path
 from typing import Any
 
 from pl_dendrites.core.functional import ACTIVATIONS
 
-__all__ = ["check", "check_arguments", "check_at_least", "check_one_of", "check_patterns"]
+__all__ = [
+    "check",
+    "check_arguments",
+    "check_at_least",
+    "check_one_of",
+    "check_patterns",
+    "machine_settings",
+    "shown_settings",
+]
 
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
@@ -22,6 +31,21 @@ _BOUNDS: dict[str, float] = {
     "max_correlation_epochs": 1,
     "max_tries": 0,
 }
+
+# Arguments that are the phase machine's.
+_DECIDE = (
+    "mode",
+    "max_dendrites",
+    "patience",
+    "min_delta",
+    "min_delta_mode",
+    "base_epochs",
+    "correlation_patience",
+    "max_correlation_epochs",
+    "max_tries",
+)
+# Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
+_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
 def check(name: str, holds: bool, allowed: str, value: object) -> None:
@@ -82,7 +106,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     monitor, optimizer, dirpath = given["monitor"], given["optimizer"], given["dirpath"]
     check("monitor", isinstance(monitor, str) and bool(monitor), "the name of a metric", monitor)
     check_one_of("mode", given["mode"], ("min", "max"))
-    check_one_of("learning", given["learning"], ("correlation",))
+    check_one_of("learning", given["learning"], ("correlation", "gradient", "hybrid"))
     check_one_of("min_delta_mode", given["min_delta_mode"], ("abs", "rel"))
     check_one_of("activation", given["activation"], ACTIVATIONS)
     for name in ("targets", "exclude"):
@@ -93,3 +117,16 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
+
+
+def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the :class:`~pl_dendrites.core.PhaseMachine` is made of, from a callback's arguments."""
+    others = {"score_name": given["monitor"], "correlation": given["learning"] != "gradient"}
+    return {name: given[name] for name in _DECIDE} | others
+
+
+def shown_settings(given: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    """What the page of hyperparameters shows of a callback's arguments."""
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
+    return {name: given[name] for name in sorted(changed.union(_SHOWN))}

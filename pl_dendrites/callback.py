@@ -15,10 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites import host, optimizers
-from pl_dendrites.arguments import check_arguments
+from pl_dendrites.arguments import check_arguments, machine_settings, shown_settings
 from pl_dendrites.checkpoint import BestModel, model_weights
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
+from pl_dendrites.core.reach import Reach
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import phase_record, summary_table
@@ -31,20 +32,6 @@ __all__ = ["DendriteCallback"]
 
 _STATE_FORMAT = 2
 _CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
-# Arguments that are the phase machine's.
-_DECIDE = (
-    "mode",
-    "max_dendrites",
-    "patience",
-    "min_delta",
-    "min_delta_mode",
-    "base_epochs",
-    "correlation_patience",
-    "max_correlation_epochs",
-    "max_tries",
-)
-# Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
-_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
 class DendriteCallback(pl.Callback):
@@ -65,7 +52,8 @@ class DendriteCallback(pl.Callback):
         exclude: layers that receive none, named in the same way.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
-            their neuron while the network stands still, and are frozen afterwards.
+            their neuron while the network stands still, and are frozen afterwards. ``"hybrid"``: in the same way first,
+            then by gradient with the network. ``"gradient"``: by gradient alone, without correlation phases.
         candidates: candidates that compete for each neuron's next dendrite.
         activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         patience: a base phase ends after so many validations without improvement.
@@ -123,7 +111,7 @@ class DendriteCallback(pl.Callback):
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
         max_dendrites: int = 5,
-        learning: Literal["correlation"] = "correlation",
+        learning: Literal["correlation", "gradient", "hybrid"] = "correlation",
         candidates: int = 4,
         activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
         patience: int = 10,
@@ -150,10 +138,9 @@ class DendriteCallback(pl.Callback):
         self._correlation_min_delta = correlation_min_delta
         self._make_optimizer = optimizer
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
-        defaults = {name: parameter.default for name, parameter in signature(DendriteCallback).parameters.items()}
-        changed = {name for name, value in arguments.items() if value != defaults[name]} - set(_NOT_SHOWN)
-        self._shown = {name: arguments[name] for name in sorted(changed.union(_SHOWN))}
-        self._machine_settings = {name: arguments[name] for name in _DECIDE} | {"score_name": monitor}
+        self._shown = shown_settings(arguments, signature(DendriteCallback))
+        self._machine_settings = machine_settings(arguments)
+        self._live = learning != "correlation"
         self._stage = ""
         self._start_anew()
 
@@ -168,6 +155,7 @@ class DendriteCallback(pl.Callback):
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._display: Display | None = None
+        self._reach: Reach | None = None
         self._score = Score(self.monitor)
         self._batches = 0
         self._counted = -1  # batches at the end of the last epoch
@@ -180,7 +168,7 @@ class DendriteCallback(pl.Callback):
 
     @property
     def cycle(self) -> int:
-        """0 in the first base phase; each correlation phase starts the next."""
+        """0 in the first base phase; each set of dendrites that is tried starts the next."""
         return self._machine.cycle
 
     @property
@@ -221,19 +209,20 @@ class DendriteCallback(pl.Callback):
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
         host.refuse_optimizers(trainer)
         self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
-        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
-        self.network = network
+        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation, self._live)
+        self.network, self._reach = network, network.reach()
         for reason in dict.fromkeys(network.skipped.values()):
             names = [f"'{name}'" for name, other in network.skipped.items() if other == reason]
             self._say(trainer, f"no dendrites for {', '.join(names)}: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
         self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
         self._initial = optimizers.OptimizerSettings(trainer)
         if self._resumed is not None:
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
+            self._reach.add(self._resumed["reached"])
             optimizers.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
         self._display = Display(trainer, self.monitor, self.mode, self._shown, progress=self._verbose)
         self._begun = self._fitting = True
@@ -285,7 +274,7 @@ class DendriteCallback(pl.Callback):
         if pending is not None and pending.kind == "correlate":
             self._begin_correlation(trainer, pl_module, pending)
         elif pending is not None:
-            self._begin_base(trainer, pending)
+            self._begin_base(trainer, pl_module, pending)
         elif self.phase == "correlation" and batch_idx == 0:
             assert self.network is not None
             self.network.reset_correlations()
@@ -302,6 +291,8 @@ class DendriteCallback(pl.Callback):
         """Let the candidates learn from what this backward pass showed to all processes."""
         if self._correlation is not None:
             self._correlation.end_backward()
+        elif self._reach is not None:
+            self._reach.look()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -310,6 +301,8 @@ class DendriteCallback(pl.Callback):
         self._batches += 1
         if self._correlation is not None:
             self._correlation.end_batch(trainer)
+        elif self._reach is not None:
+            self._reach.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
@@ -337,7 +330,10 @@ class DendriteCallback(pl.Callback):
         if decision.is_best:
             self._best.keep(trainer, pl_module)
         assert self.network is not None
+        assert self._reach is not None
         if decision.kind == "correlate" and not self.network.can_grow():
+            decision = self._machine.stop("no target layer was ever used")
+        if decision.kind == "sprout" and not Ranks(trainer).union(self.network.can_grow(), self._reach.names):
             decision = self._machine.stop("no target layer was ever used")
         if decision.kind == "integrate" and not self.network.layers_with_error():
             decision = self._machine.stop("no target layer ever had a finite error")
@@ -360,20 +356,23 @@ class DendriteCallback(pl.Callback):
 
     def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
         assert self.network is not None
+        seed, optimizer = self._seed + self.cycle, self._make_optimizer
         self._correlation = CorrelationPhase(
-            trainer,
-            self.network,
-            pool=self._pool,
-            seed=self._seed + self.cycle,
-            optimizer=self._make_optimizer,
-            resumed=resumed,
+            trainer, self.network, pool=self._pool, seed=seed, optimizer=optimizer, resumed=resumed
         )
 
-    def _begin_base(self, trainer: pl.Trainer, decision: Decision) -> None:
+    def _begin_base(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
         with optimizers.following(trainer.optimizers, self.network):
-            taken = self.network.integrate()
+            if decision.kind == "integrate":
+                taken = list(self.network.integrate())
+            else:
+                host.unwrap(trainer)
+                self._best.restore(pl_module)
+                assert self._reach is not None
+                taken = Ranks(trainer).union(self.network.can_grow(), self._reach.names)
+                self.network.sprout(taken, torch.Generator().manual_seed(self._seed + self.cycle + 1))
         self._let_go()
         for name in sorted(set(self.network.targets) - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
@@ -443,6 +442,7 @@ class DendriteCallback(pl.Callback):
             "batches": self._batches,
             "counted": self._counted,
             "correlation": running,
+            "reached": sorted(self._reach.names) if self._reach is not None else [],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

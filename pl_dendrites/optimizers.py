@@ -116,9 +116,9 @@ def following(optimizers: Iterable[Optimizer], network: DendriticNetwork) -> Ite
         optimizers: the optimizers.
         network: the network, which the body of the ``with`` changes.
     """
-    before = [weight for weight, _ in network.output_weights()]
+    before = [weight for weight, _ in network.trained_parameters()]
     yield
-    after = list(network.output_weights())
+    after = list(network.trained_parameters())
     stay = {id(weight) for weight, _ in after}
     adopt_parameters(optimizers, [weight for weight in before if id(weight) not in stay], after)
 

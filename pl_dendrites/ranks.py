@@ -5,6 +5,7 @@ Every method is a collective: all processes must call it, and equally often.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from typing import TypeVar
 
 import lightning.pytorch as pl
@@ -55,6 +56,10 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
         return self.mean(float(flag)) != 0
+
+    def union(self, names: Iterable[str], there: Container[str]) -> list[str]:
+        """Those of some names, the same and in the same order everywhere, that are there in any process."""
+        return [name for name in names if self.any(name in there)]
 
     def refuse_uneven_epochs(self, trainer: pl.Trainer) -> None:
         """Raise in all processes where some have more batches in an epoch than others: these would wait for them.

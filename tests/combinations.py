@@ -230,6 +230,13 @@ COMBINATIONS = {
     "manual, no restart": Combination(model=Manual, callback={"restart": False}),
     "manual in fp16": Combination(warmed_up, half_precision, model=Manual),
     "recurrent, own block": Combination(model=Recurrent, callback={"targets": ["rnn", "block"]}),
+    "gradient": Combination(cosine, callback={"learning": "gradient"}),
+    "gradient, rejected sets": Combination(groups, callback={"learning": "gradient", "min_delta": 10.0}),
+    "gradient, no restart": Combination(groups, callback={"learning": "gradient", "restart": False}),
+    "hybrid": Combination(plateau, callback={"learning": "hybrid"}),
+    "hybrid, recurrent": Combination(
+        model=Recurrent, callback={"learning": "hybrid", "targets": ["rnn", "block"], "restart": False}
+    ),
     "GAN": Combination(model=GAN),
     "GAN, no restart": Combination(model=GAN, callback={"restart": False}),
     "fp16": Combination(cosine, half_precision),

@@ -248,15 +248,25 @@ class HalfUsed(Classifier):
         return self.net(F.linear(x * self.trained, self.bypassed.weight))
 
 
+@pytest.mark.parametrize("learning", ["correlation", "hybrid", "gradient"])
 @pytest.mark.parametrize("name", ["unused", "bypassed"])
-def test_a_layer_without_an_error_gets_no_dendrites_and_a_warning(name: str) -> None:
+def test_a_layer_without_an_error_gets_no_dendrites_and_a_warning(name: str, learning: str) -> None:
     torch.manual_seed(0)
-    model, dendrites = HalfUsed(), quick(max_dendrites=1, max_tries=0)
+    model, dendrites = HalfUsed(), quick(max_dendrites=1, max_tries=0, learning=learning)
     with pytest.warns(UserWarning, match=f"'{name}' never had an error and gets no dendrites: it is not used"):
         train(model, dendrites, max_epochs=5)
     assert dendrites.history[-1]["dendrites"] == 1
     assert dendrites.network.layers[name].count == 0
     assert not any(key.startswith(f"{name}.dendrites") for key in [*bits(model), *dict(model.named_parameters())])
+
+
+def test_a_model_none_of_whose_target_layers_gets_a_gradient() -> None:
+    torch.manual_seed(0)
+    model, dendrites = HalfUsed(), quick(targets=["unused", "bypassed"], learning="gradient")
+    with pytest.warns(UserWarning, match=r"the model has no dendrites\..*no target layer was ever used"):
+        trainer = train(model, dendrites)
+    assert [record["phase"] for record in dendrites.history] == ["base"]
+    assert_nothing_left(trainer, model)
 
 
 @pytest.mark.parametrize("targets", [["unused"], ["unused", "bypassed"]])

@@ -52,7 +52,9 @@ def test_resumed_from_any_epoch_ends_with_the_same_bits(combination: Combination
         return ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=1)
 
     whole = fit(combination, saver("whole"))
-    assert {record["phase"] for record in whole[2]} == {"base", "correlation"}
+    gradient = combination.callback.get("learning") == "gradient"
+    assert {record["phase"] for record in whole[2]} == {"base"} | ({"correlation"} if not gradient else set())
+    assert sum(record["accepted"] is not None for record in whole[2]) >= 2  # sets were tried
     paths = sorted((tmp_path / "whole").iterdir())
     assert len(paths) == sum(record["epochs"] for record in whole[2]) >= 8
     for path in paths:

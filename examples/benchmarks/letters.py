@@ -3,8 +3,9 @@
     python examples/benchmarks/letters.py --data-dir DIR [--seeds 3] [--max-dendrites 3]
 
 DIR holds ``letter-recognition.csv.gz`` (UCI 59, CC BY 4.0). The validation part decides, the test part is read once per
-model. Beside the grown network stand the same network without dendrites, and a plain one of as many parameters; both
-train until their own plateau, and as often again from a restarted optimizer as the grown one did.
+model. Dendrites learn by each rule in turn. Beside the grown networks stand the same network without dendrites, and a
+plain one of as many parameters; both train until their own plateau, and as often again from a restarted optimizer as
+the grown one did.
 """
 
 from __future__ import annotations
@@ -75,13 +76,15 @@ def load(data_dir: Path) -> list[tuple[Tensor, Tensor]]:
     return [(x[rows], y[rows]) for rows in parts]
 
 
-def fit(data: list[Any], seed: int, hidden: int, max_dendrites: int, restarts: int = 0) -> dict[str, Any]:
+def fit(
+    data: list[Any], seed: int, hidden: int, max_dendrites: int, restarts: int = 0, learning: Any = "correlation"
+) -> dict[str, Any]:
     """Train until growth ends; error on the test part, parameters, epochs and seconds of the fits."""
     L.seed_everything(seed, verbose=False)
     (train, val, test), model = data, Classifier(hidden)
     seconds = epochs = 0
     for _ in range(1 + restarts):
-        dendrites = DendriteCallback("loss", patience=12, max_dendrites=max_dendrites, verbose=False)
+        dendrites = DendriteCallback("loss", patience=12, max_dendrites=max_dendrites, learning=learning, verbose=False)
         trainer = L.Trainer(
             max_epochs=-1,
             callbacks=[dendrites],
@@ -117,13 +120,15 @@ def main() -> None:
     data = load(options.data_dir)
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in range(options.seeds):
-        grown = fit(data, seed, 16, options.max_dendrites)
-        wider = round((grown["parameters"] - 26) / (16 + 1 + 26))
+        rules = ("correlation", "hybrid", "gradient")
+        grown = {rule: fit(data, seed, 16, options.max_dendrites, learning=rule) for rule in rules}
+        largest = max(grown.values(), key=lambda run: run["parameters"])
+        wider = round((largest["parameters"] - 26) / (16 + 1 + 26))
         row = {
             "16 hidden": fit(data, seed, 16, 0),
-            "16 hidden, restarted as often": fit(data, seed, 16, 0, grown["dendrites"]),
-            "16 hidden, with dendrites": grown,
-            "wider, restarted as often": fit(data, seed, wider, 0, grown["dendrites"]),
+            "16 hidden, restarted as often": fit(data, seed, 16, 0, largest["dendrites"]),
+            **{f"with dendrites, {rule}": run for rule, run in grown.items()},
+            "wider, restarted as often": fit(data, seed, wider, 0, largest["dendrites"]),
         }
         for name, result in row.items():
             results.setdefault(name, []).append(result)

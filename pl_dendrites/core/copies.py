@@ -149,13 +149,13 @@ class Copies(LayerKind):
                 torch.set_rng_state(users)
         nodes.to(device)
 
-    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor) -> Tensor:
+    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""
         assert isinstance(nodes, nn.ModuleList)
         outputs = []
         for node in nodes:
             # A clone for each: a module may well begin with something that works in place.
-            args, kwargs = map_tensors(lambda tensor: tensor.detach().clone(), tuple(inputs))
+            args, kwargs = map_tensors(lambda x: x.clone() if live else x.detach().clone(), tuple(inputs))
             outputs.append(self._pick(node(*args, **kwargs)))
         return torch.stack(outputs)
 

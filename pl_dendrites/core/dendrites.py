@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +46,9 @@ class Dendrites(nn.Module):
 
     Attributes:
         kind: where the layer's neurons are, and what its nodes look like.
+        live: whether the dendrites learn with the network: gradient then flows into all their parameters and through
+            them into the layer's input. See :meth:`set_live`.
+        called: whether the layer ever ran since it was attached.
         activation: name of :math:`f`.
         candidates: the pool in training, or ``None``. It is no part of the module tree.
 
@@ -64,6 +68,7 @@ class Dendrites(nn.Module):
         super().__init__()
         self.kind = kind_of(layer)
         self.activation = activation
+        self.live = self.called = False
         self.register_module("nodes", None)
         self.register_parameter("links", None)
         self.weights = nn.ParameterList()
@@ -86,9 +91,21 @@ class Dendrites(nn.Module):
     def train(self, mode: bool = True) -> Dendrites:
         """Set the mode of the network; what is frozen stays in evaluation mode."""
         super().train(mode)
-        if self.nodes is not None:
+        if self.nodes is not None and not self.live:
             self.nodes.eval()
         return self
+
+    def set_live(self, live: bool) -> None:
+        """Let the dendrites learn with the network, or freeze them.
+
+        Args:
+            live: which of the two.
+        """
+        self.live = live
+        if self.nodes is not None and self.links is not None:
+            self.nodes.requires_grad_(live).train(live and self.training)
+            # Of one dendrite there are no links, and a parameter that gets no gradient is an error under DDP.
+            self.links.requires_grad_(live and self.links.numel() > 0)
 
     def forward(self, inputs: Any, *returned: Any) -> Any:
         """Add the dendrites' signal to a layer's output and let the candidates watch the error.
@@ -105,6 +122,8 @@ class Dendrites(nn.Module):
             return inputs
         (out,) = returned
         own = self.kind.output(out)
+        if not self.called:
+            self.called = True
         # Without gradients nothing is learned: validation, and the first pass of a reentrant activation checkpoint.
         candidates = self.candidates if torch.is_grad_enabled() else None
         if self.nodes is None and candidates is None:
@@ -113,16 +132,17 @@ class Dendrites(nn.Module):
         for weight, output in zip(self.weights, outputs, strict=True):
             total = torch.addcmul(total, per_neuron(weight, dim, total.ndim).to(total.dtype), output.to(total.dtype))
         if candidates is not None:
-            watched, observe = candidates.watched(candidates(inputs, total, outputs))
+            seen = [output.detach() for output in outputs]
+            watched, observe = candidates.watched(candidates(inputs, total, seen))
             total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
         return self.kind.with_output(out, total)
 
-    @torch.no_grad()
     def _outputs(self, inputs: Inputs, out: Tensor) -> list[Tensor]:
         if self.nodes is None or self.links is None:
             return []
-        potentials = self.kind.potentials(self.nodes, self.count, inputs, out)
-        return cascade(potentials.unbind(0), self.links, ACTIVATIONS[self.activation], self.kind.dim)
+        with nullcontext() if self.live else torch.no_grad():
+            potentials = self.kind.potentials(self.nodes, self.count, inputs, out, self.live)
+            return cascade(potentials.unbind(0), self.links, ACTIVATIONS[self.activation], self.kind.dim)
 
     @torch.no_grad()
     def resize(self, layer: nn.Module, count: int) -> None:
@@ -147,7 +167,7 @@ class Dendrites(nn.Module):
         assert neurons is not None
         reference = weight_of(layer)
         place: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
-        self.nodes = self.kind.node_set(layer, count).requires_grad_(False).eval()
+        self.nodes = self.kind.node_set(layer, count)
         links = torch.zeros(count * (count - 1) // 2, neurons, **place)
         if keep:
             assert old_nodes is not None
@@ -157,10 +177,26 @@ class Dendrites(nn.Module):
                 self.kind.put(self.nodes, j, old_nodes, choice)
             kept = keep * (keep - 1) // 2
             links[:kept] = old_links[:kept]
-        self.links = nn.Parameter(links, requires_grad=False)
+        self.links = nn.Parameter(links)
+        self.set_live(self.live)
         for _ in range(keep, count):
             self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
         self.activation_code = torch.tensor(list(ACTIVATIONS).index(self.activation), device=reference.device)
+
+    def sprout(self, layer: nn.Module, generator: torch.Generator | None = None) -> None:
+        """Give every neuron one more dendrite, drawn anew, whose output weight starts at zero.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+            generator: see :meth:`~pl_dendrites.core.kinds.LayerKind.initialise`.
+        """
+        nodes = self.kind.node_set(layer, 1)
+        self.kind.initialise(nodes, generator)
+        have, neurons = self.count, self.kind.neurons
+        assert neurons is not None
+        self.resize(layer, have + 1)
+        assert self.nodes is not None
+        self.kind.put(self.nodes, have, nodes, torch.zeros(neurons, dtype=torch.long, device=weight_of(layer).device))
 
     @torch.no_grad()
     def integrate(self, layer: nn.Module) -> Tensor:
@@ -195,6 +231,11 @@ class Dendrites(nn.Module):
             self.links[-have:] = pool.links[best, :, neurons].T
         self.set_candidates(None)
         return correlation[best, neurons]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What a base phase trains: the output weights, and of live dendrites all else."""
+        inner = [] if not self.live or self.nodes is None else [*self.nodes.parameters(), self.links]
+        return [*self.weights, *(parameter for parameter in inner if parameter is not None and parameter.numel())]
 
     def set_candidates(self, candidates: Candidates | None) -> None:
         """Put a pool in place, or take it away (``None``)."""

@@ -83,14 +83,15 @@ class LayerKind(ABC):
         """
 
     @abstractmethod
-    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor) -> Tensor:
-        """What a node set computes beside its layer; no gradient flows into the inputs.
+    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
+        """What a node set computes beside its layer.
 
         Args:
             nodes: the node set.
             count: nodes per neuron.
             inputs: what the layer was called with.
             out: the layer's own :meth:`output`.
+            live: whether gradient flows through the nodes into the inputs.
 
         Returns:
             Shape ``(count, *, C, *)``.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pl_dendrites.core.dendrites import Candidates, Dendrites, add_dendrites, resume_state
 from pl_dendrites.core.freeze import Freeze
 from pl_dendrites.core.functional import ACTIVATIONS
+from pl_dendrites.core.reach import Reach
 from pl_dendrites.core.structure import read_structure
 from pl_dendrites.core.targets import Predicate, plain_name, select_targets
 
@@ -29,6 +30,7 @@ class DendriticNetwork:
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: taken out of ``targets``.
         activation: of the dendrites of layers that have none yet.
+        live: whether the dendrites of the layers that grow learn with the network, by gradient, once they are there.
 
     Attributes:
         model: the model.
@@ -63,6 +65,7 @@ class DendriticNetwork:
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
         activation: str = "tanh",
+        live: bool = False,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, got {activation!r}")
@@ -75,6 +78,8 @@ class DendriticNetwork:
             if name not in self._hosts:
                 _hang(layer, activation)
                 self._hosts[name] = layer
+        for name in self.targets:
+            _dendrites(self._hosts[name]).set_live(live)
         self._freeze: Freeze | None = None
         grow_on_load(model)
 
@@ -92,6 +97,10 @@ class DendriticNetwork:
     def candidates(self) -> dict[str, Candidates]:
         """The pools in training by the layer's name; empty outside a correlation phase."""
         return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}
+
+    def reach(self) -> Reach:
+        """What notes which of the target layers training reaches."""
+        return Reach({name: self._hosts[name] for name in self.targets})
 
     def can_grow(self) -> list[str]:
         """Names of the target layers whose neurons are known: of a user's own module not before a forward pass."""
@@ -143,18 +152,21 @@ class DendriticNetwork:
         """Names of the parameters that are trainable again when the candidates are gone."""
         return [] if self._freeze is None else self._freeze.trainable
 
-    def output_weights(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """What a base phase trains of the dendrites: each one's output weights ``a``, with the weight of its layer."""
+    def trained_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """What a base phase trains of the dendrites, each with the weight of its layer.
+
+        These are the output weights ``a``; of live dendrites ``V``, ``v`` and ``u`` too.
+        """
         for name, dendrites in self.layers.items():
             own = [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
-            for weight in dendrites.weights:
+            for parameter in dendrites.trained_parameters():
                 # By dimensions, not by name: a parametrized layer has its weight in parts, none of them called so.
-                yield weight, max(own, key=Tensor.dim, default=weight)
+                yield parameter, max(own, key=Tensor.dim, default=parameter)
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """What dendrites have learned for good: ``V``, ``v`` and ``u``."""
+        """What dendrites have learned for good: ``V``, ``v`` and ``u`` of those that are not live."""
         for dendrites in self.layers.values():
-            trained = {id(weight) for weight in dendrites.weights}
+            trained = {id(parameter) for parameter in dendrites.trained_parameters()}
             yield from (parameter for parameter in dendrites.parameters() if id(parameter) not in trained)
 
     def candidate_parameters(self) -> list[nn.Parameter]:
@@ -232,6 +244,24 @@ class DendriticNetwork:
         self.discard()
         return taken
 
+    def sprout(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
+        """Give each neuron of some layers one more dendrite without any candidates, to learn with the network.
+
+        Args:
+            names: of target layers whose neurons are known.
+            generator: a generator on the CPU for the initial weights; ``None``: PyTorch's default one.
+
+        Example:
+            >>> network = attach(nn.Linear(3, 2), live=True)
+            >>> network.sprout(network.can_grow())
+            >>> network.model(torch.randn(8, 3)).square().mean().backward()
+            >>> [name for name, p in network.model.named_parameters() if p.grad is not None]
+            ['weight', 'bias', 'dendrites.nodes.weight', 'dendrites.nodes.bias', 'dendrites.weights.0']
+        """
+        for name in names:
+            layer = self._hosts[name]
+            _dendrites(layer).sprout(layer, generator)
+
     def discard(self) -> None:
         """The candidates go; flags and buffers return. Does nothing where there are none."""
         for dendrites in self.layers.values():
@@ -274,6 +304,7 @@ def attach(
     targets: Sequence[str] | Predicate | None = None,
     exclude: Sequence[str] | Predicate = (),
     activation: str = "tanh",
+    live: bool = False,
 ) -> DendriticNetwork:
     """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
 
@@ -284,6 +315,7 @@ def attach(
             frozen.
         exclude: taken out of ``targets``.
         activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        live: whether dendrites go on learning with the network, by gradient, once they are part of it.
 
     Returns:
         The object that grows them.
@@ -301,7 +333,7 @@ def attach(
     attached = [name for name, _ in _hosts(model)]
     if attached:
         raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
-    return DendriticNetwork(model, targets, exclude, activation)
+    return DendriticNetwork(model, targets, exclude, activation, live)
 
 
 def detach(model: nn.Module) -> nn.Module:

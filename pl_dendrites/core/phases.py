@@ -17,13 +17,14 @@ class Decision:
 
     Attributes:
         kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase;
-            ``"integrate"``: make the best candidates permanent and start a base phase; ``"stop"``: end training with
-            the best network.
+            ``"integrate"``: make the best candidates permanent and start a base phase; ``"sprout"``: go back to the
+            best network, add a set that learns with it and start a base phase; ``"stop"``: end training with the best
+            network.
         reason: why, in words.
         is_best: the score just given is the best so far: keep this network.
     """
 
-    kind: Literal["continue", "correlate", "integrate", "stop"]
+    kind: Literal["continue", "correlate", "integrate", "sprout", "stop"]
     reason: str
     is_best: bool = False
 
@@ -41,7 +42,7 @@ class _State:
     epochs: int = 0  # of the present phase
     scores: list[float | None] = field(default_factory=list)  # all of the present base phase; None: not finite
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
-    pending: Literal["correlate", "integrate"] | None = None
+    pending: Literal["correlate", "integrate", "sprout"] | None = None
     pending_reason: str = ""
     stop_reason: str = ""
 
@@ -50,9 +51,9 @@ class PhaseMachine:
     """Decides when phases end, whether a set of dendrites helped, and when training is over.
 
     Give it every score with :meth:`step` and every finished epoch with :meth:`end_epoch`. When one of them answers
-    ``"correlate"`` or ``"integrate"``, carry that out and then call :meth:`commit`; until then further calls change no
-    phase. A set is accepted as soon as a score beats the best one before it by ``min_delta``; a set that ends its base
-    phase without is rejected, and the best network, which does not have it, comes back.
+    ``"correlate"``, ``"integrate"`` or ``"sprout"``, carry that out and then call :meth:`commit`; until then further
+    calls change no phase. A set is accepted as soon as a score beats the best one before it by ``min_delta``; a set
+    that ends its base phase without is rejected, and the best network, which does not have it, comes back.
 
     Args:
         mode: ``"min"`` or ``"max"``.
@@ -65,6 +66,7 @@ class PhaseMachine:
         correlation_patience: a correlation phase ends after so many epochs in which no correlation rose.
         max_correlation_epochs: and after so many at the latest.
         max_tries: new sets tried after one that did not help.
+        correlation: whether there are correlation phases; if not, each base phase follows the one before.
         dendrites: dendrites per neuron that the network has already.
 
     Example:
@@ -91,6 +93,7 @@ class PhaseMachine:
         correlation_patience: int = 5,
         max_correlation_epochs: int = 40,
         max_tries: int = 1,
+        correlation: bool = True,
         dendrites: int = 0,
     ) -> None:
         self._score_name = score_name
@@ -102,6 +105,7 @@ class PhaseMachine:
         self._correlation_patience = correlation_patience
         self._max_correlation_epochs = max_correlation_epochs
         self._max_tries = max_tries
+        self._after_base: Literal["correlate", "sprout"] = "correlate" if correlation else "sprout"
         self._state = _State(dendrites=dendrites)
 
     @property
@@ -111,7 +115,7 @@ class PhaseMachine:
 
     @property
     def cycle(self) -> int:
-        """0 in the first base phase; each correlation phase starts the next."""
+        """0 in the first base phase; each set of dendrites that is tried starts the next."""
         return self._state.cycle
 
     @property
@@ -223,11 +227,11 @@ class PhaseMachine:
         state = self._state
         if state.pending is None:
             raise RuntimeError("no decision is pending")
-        if state.pending == "correlate":
+        if state.pending != "integrate":
             state.phase, state.cycle = "correlation", state.cycle + 1
             state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
             state.on_trial = False
-        else:
+        if state.pending != "correlate":
             state.phase, state.on_trial = "base", True
             state.dendrites += 1
             state.phase_best = state.reference = None
@@ -302,14 +306,16 @@ class PhaseMachine:
             if state.failures > self._max_tries:
                 return self._halt(f"{why}; {state.failures} sets in a row did not help", is_best)
             return self._switch(
-                "correlate", f"{why}; the set did not help and is discarded, a new one is tried", is_best
+                self._after_base, f"{why}; the set did not help and is discarded, a new one is tried", is_best
             )
         state.failures = 0
         if state.dendrites >= self._max_dendrites:
             return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
-        return self._switch("correlate", why, is_best)
+        return self._switch(self._after_base, why, is_best)
 
-    def _switch(self, kind: Literal["correlate", "integrate"], reason: str, is_best: bool = False) -> Decision:
+    def _switch(
+        self, kind: Literal["correlate", "integrate", "sprout"], reason: str, is_best: bool = False
+    ) -> Decision:
         self._state.pending, self._state.pending_reason = kind, reason
         return Decision(kind, reason, is_best)
 
@@ -330,7 +336,7 @@ def _impossible(state: _State) -> list[str]:
     if all(checks.values()):  # types; now what they say together
         checks = {
             "phase": state.phase == "base" or (state.phase == "correlation" and state.cycle > 0),
-            "pending": state.pending in (None, "correlate" if state.phase == "base" else "integrate"),
+            "pending": state.pending in (None, *(("correlate", "sprout") if state.phase == "base" else ("integrate",))),
             "on_trial": not state.on_trial or (state.phase == "base" and state.dendrites > 0),
         }
     return [name for name, possible in checks.items() if not possible]

@@ -75,7 +75,7 @@ class Recurrent(Copies):
         self._ends, self._training = WeakKeyDictionary(), layer.training
         if self._before is None:
             return inputs
-        own = self._before.own_state(given)
+        own = self._before.own_state()
         return Inputs((args[0], own), kwargs) if len(args) > 1 else Inputs(args, {**kwargs, "hx": own})
 
     def output(self, out: Any) -> Tensor:
@@ -84,18 +84,18 @@ class Recurrent(Copies):
         tensor: Tensor = sequence.data if isinstance(sequence, PackedSequence) else sequence
         return tensor
 
-    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor) -> Tensor:
+    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""
         assert isinstance(nodes, nn.ModuleList)
-        args, kwargs = map_tensors(Tensor.detach, tuple(inputs))
+        args, kwargs = inputs if live else map_tensors(Tensor.detach, tuple(inputs))
         sequence = args[0] if args else kwargs["input"]
         given = args[1] if len(args) > 1 else kwargs.get("hx")
-        starts = None if self._before is None else self._before.ends.get(nodes)
+        starts = None if self._before is None else self._before.start(nodes)
         outputs, self._ends[nodes] = [], []
         for j, node in enumerate(nodes):
             returned = node(sequence, given if starts is None else starts[j])
             outputs.append(self.output(returned))
-            self._ends[nodes].append(map_tensors(Tensor.detach, returned[1]))
+            self._ends[nodes].append(returned[1] if live else map_tensors(Tensor.detach, returned[1]))
         return torch.stack(outputs)
 
     def with_output(self, out: Any, tensor: Tensor) -> Any:
@@ -129,14 +129,15 @@ class _Call:
     # What a call returned is known again by where its values lie and that nobody has changed them; holding a view of
     # them keeps that place from being used for others.
     def __init__(self, own: Any, returned: Any, ends: WeakKeyDictionary[nn.Module, list[Any]]) -> None:
-        self._own = own
+        self._own, self._ends, self._goes_on = own, ends, False
         self._returned = [(view, _version(view)) for view in map(Tensor.detach, _tensors(returned))]
-        self.ends = ends
 
     def returned(self, given: Any) -> bool:
         if given is None:
             return False
         tensors = _tensors(given)
+        # Only a state with a graph brings back its past: of one that was detached nobody wants it.
+        self._goes_on = any(tensor.grad_fn is not None for tensor in tensors)
         return len(tensors) == len(self._returned) and all(
             tensor.data_ptr() == view.data_ptr()
             and tensor.shape == view.shape
@@ -145,10 +146,12 @@ class _Call:
             for tensor, (view, version) in zip(tensors, self._returned, strict=True)
         )
 
-    def own_state(self, given: Any) -> Any:
-        # With its graph only where the given one has a graph: a detached state must not bring back the past.
-        goes_on = any(tensor.grad_fn is not None for tensor in _tensors(given))
-        return self._own if goes_on else map_tensors(Tensor.detach, self._own)
+    def own_state(self) -> Any:
+        return self._own if self._goes_on else map_tensors(Tensor.detach, self._own)
+
+    def start(self, nodes: nn.Module) -> list[Any] | None:
+        ends = self._ends.get(nodes)
+        return ends if self._goes_on or ends is None else map_tensors(Tensor.detach, ends)
 
 
 def _tensors(state: Any) -> list[Tensor]:

@@ -108,7 +108,7 @@ class Stacked(LayerKind):
             draw = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
             parameter.copy_(draw)
 
-    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor) -> Tensor:
+    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`.
 
         Example:
@@ -118,7 +118,9 @@ class Stacked(LayerKind):
             >>> kind.potentials(kind.node_set(layer, count=2), 2, Inputs((x,), {}), out).shape
             torch.Size([2, 2, 8, 12, 12])
         """
-        x = (inputs.args[0] if inputs.args else inputs.kwargs[self._input_name]).detach()
+        x = inputs.args[0] if inputs.args else inputs.kwargs[self._input_name]
+        if not live:
+            x = x.detach()
         if x.is_nested:
             x = flat_nested(x)
         if isinstance(nodes, _Transposed):
@@ -135,6 +137,7 @@ class Stacked(LayerKind):
             >>> layer = nn.Linear(3, 2)
             >>> kind = Stacked(layer)
             >>> pool, nodes = kind.node_set(layer, 4), kind.node_set(layer, 1)
+            >>> kind.initialise(pool)
             >>> kind.put(nodes, 0, pool, torch.tensor([3, 0]))
             >>> torch.equal(nodes.weight, pool.weight[[6, 1]])
             True

@@ -89,11 +89,11 @@ def reference_forward(layer: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def reference_dendrites(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Outputs of the dendrites one after another, without gradient."""
+def reference_dendrites(layer: nn.Module, x: Tensor, live: bool = False) -> list[Tensor]:
+    """Outputs of the dendrites one after another; without gradient unless they are live."""
     dendrites: Dendrites = layer.dendrites
     outputs: list[Tensor] = []
-    with torch.no_grad():
+    with torch.set_grad_enabled(live):
         for j in range(dendrites.count):
             total = _potentials(layer, dendrites.nodes, dendrites.count, j, x)
             for i, earlier in enumerate(outputs):

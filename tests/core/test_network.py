@@ -122,7 +122,7 @@ def test_integrating_changes_no_output_and_takes_the_best_of_each_neuron(
     torch.testing.assert_close(layer(x), reference_forward(layer, x))
 
 
-def test_only_the_output_weights_of_dendrites_learn_and_nothing_flows_through_them() -> None:
+def test_only_the_trained_parameters_of_dendrites_learn_and_nothing_flows_through_them() -> None:
     layer = nn.Linear(4, 3).double()
     attach(layer)
     grow(layer, 2)
@@ -196,12 +196,12 @@ def test_the_trainable_parameters_can_be_told_by_name() -> None:
         pytest.param(lambda: weight_norm(nn.Conv1d(4, 3, 2)), "parametrizations.weight.original0", id="computed-conv"),
     ],
 )
-def test_output_weights_come_with_a_weight_of_their_layer_and_the_rest_is_frozen(make: MakeLayer, weight: str) -> None:
+def test_what_is_trained_comes_with_a_weight_of_its_layer_and_the_rest_is_frozen(make: MakeLayer, weight: str) -> None:
     layer = make()
     network = attach(layer)
     grow(layer, 2)
     names = {id(parameter): name for name, parameter in layer.named_parameters()}
-    pairs = [(names[id(own)], names[id(of_layer)]) for own, of_layer in network.output_weights()]
+    pairs = [(names[id(own)], names[id(of_layer)]) for own, of_layer in network.trained_parameters()]
     assert pairs == [("dendrites.weights.0", weight), ("dendrites.weights.1", weight)]
     frozen = [names[id(parameter)] for parameter in network.frozen_parameters()]
     assert frozen == ["dendrites.links", "dendrites.nodes.weight", "dendrites.nodes.bias"]

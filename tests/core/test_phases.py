@@ -34,9 +34,12 @@ def play(machine: PhaseMachine, scores: Sequence[float]) -> str:
         decision = machine.step(score)
         best = "+" if decision.is_best else ""
         kind = decision.kind if decision.kind != "continue" else machine.end_epoch().kind
-        words.append(best + {"continue": "" if best else "-", "correlate": "grow", "stop": "stop"}[kind])
+        grown = {"correlate": "grow", "sprout": "grow"}
+        words.append(best + {"continue": "" if best else "-", "stop": "stop", **grown}[kind])
         if kind == "correlate":
             grow(machine)
+        if kind == "sprout":
+            machine.commit()
     return " ".join(words)
 
 
@@ -91,12 +94,14 @@ SCENARIOS = [
 ]
 
 
+@pytest.mark.parametrize("correlation", [True, False])
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize(("options", "scores", "words", "dendrites"), SCENARIOS)
 def test_scores_lead_to_these_decisions(
-    options: dict[str, Any], scores: list[float], words: str, dendrites: int, mode: Any
+    options: dict[str, Any], scores: list[float], words: str, dendrites: int, mode: Any, correlation: bool
 ) -> None:
-    machine = PhaseMachine(mode, **{**BASE, **options})
+    """With correlation phases or without."""
+    machine = PhaseMachine(mode, correlation=correlation, **{**BASE, **options})
     signed = [score if mode == "max" else -score for score in scores]
     assert play(machine, signed) == words
     assert machine.dendrites == dendrites

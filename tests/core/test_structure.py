@@ -228,7 +228,7 @@ def test_weights_that_do_not_speak_of_a_layer_leave_it_alone() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (1, 3), (3, 1), (2, 2), (2, 0), (3, 2)], ids=str)
-def test_output_weights_of_dendrites_that_stay_are_the_same_parameters(before: int, after: int) -> None:
+def test_trained_parameters_of_dendrites_that_stay_are_the_same_parameters(before: int, after: int) -> None:
     layer = nn.Conv1d(4, 6, 2, groups=2)
     attach(layer)
     grow(layer, before)
