@@ -431,7 +431,8 @@ class DendriteCallback(pl.Callback):
         if not self._begun:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
-        running = self._correlation.state_dict() if self._correlation else (self._resumed or {}).get("correlation")
+        resumed = self._resumed or {"correlation": None, "reached": []}
+        running = self._correlation.state_dict() if self._correlation else resumed["correlation"]
         return {
             "format": _STATE_FORMAT,
             "machine": self._machine.state_dict(),
@@ -442,7 +443,7 @@ class DendriteCallback(pl.Callback):
             "batches": self._batches,
             "counted": self._counted,
             "correlation": running,
-            "reached": sorted(self._reach.names) if self._reach is not None else [],
+            "reached": resumed["reached"] if self._reach is None else sorted(self._reach.names),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

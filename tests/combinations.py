@@ -230,9 +230,11 @@ COMBINATIONS = {
     "manual, no restart": Combination(model=Manual, callback={"restart": False}),
     "manual in fp16": Combination(warmed_up, half_precision, model=Manual),
     "recurrent, own block": Combination(model=Recurrent, callback={"targets": ["rnn", "block"]}),
-    "gradient": Combination(cosine, callback={"learning": "gradient"}),
-    "gradient, rejected sets": Combination(groups, callback={"learning": "gradient", "min_delta": 10.0}),
-    "gradient, no restart": Combination(groups, callback={"learning": "gradient", "restart": False}),
+    "gradient": Combination(cosine, callback={"learning": "gradient", "base_epochs": 3}),
+    "gradient, rejected sets": Combination(
+        groups, callback={"learning": "gradient", "base_epochs": 3, "min_delta": 10.0}
+    ),
+    "gradient, no restart": Combination(groups, callback={"learning": "gradient", "base_epochs": 3, "restart": False}),
     "hybrid": Combination(plateau, callback={"learning": "hybrid"}),
     "hybrid, recurrent": Combination(
         model=Recurrent, callback={"learning": "hybrid", "targets": ["rnn", "block"], "restart": False}
