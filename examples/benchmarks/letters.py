@@ -77,7 +77,7 @@ def load(data_dir: Path) -> list[tuple[Tensor, Tensor]]:
 
 
 def fit(
-    data: list[Any], seed: int, hidden: int, max_dendrites: int, restarts: int = 0, learning: Any = "correlation"
+    data: list[Any], seed: int, hidden: int, max_dendrites: int, *, restarts: int = 0, learning: Any = "correlation"
 ) -> dict[str, Any]:
     """Train until growth ends; error on the test part, parameters, epochs and seconds of the fits."""
     L.seed_everything(seed, verbose=False)
@@ -126,9 +126,9 @@ def main() -> None:
         wider = round((largest["parameters"] - 26) / (16 + 1 + 26))
         row = {
             "16 hidden": fit(data, seed, 16, 0),
-            "16 hidden, restarted as often": fit(data, seed, 16, 0, largest["dendrites"]),
+            "16 hidden, restarted as often": fit(data, seed, 16, 0, restarts=largest["dendrites"]),
             **{f"with dendrites, {rule}": run for rule, run in grown.items()},
-            "wider, restarted as often": fit(data, seed, wider, 0, largest["dendrites"]),
+            "wider, restarted as often": fit(data, seed, wider, 0, restarts=largest["dendrites"]),
         }
         for name, result in row.items():
             results.setdefault(name, []).append(result)
