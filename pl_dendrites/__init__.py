@@ -9,6 +9,7 @@ from pl_dendrites.core import DendriticNetwork, attach, detach, grow_on_load, re
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
     from pl_dendrites.checkpoint import load_from_checkpoint
+    from pl_dendrites.comparison import compare
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ __all__ = [
     "DendriteCallback",
     "DendriticNetwork",
     "attach",
+    "compare",
     "detach",
     "grow_on_load",
     "load_from_checkpoint",
@@ -34,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from pl_dendrites.checkpoint import load_from_checkpoint
 
         return load_from_checkpoint
+    if name == "compare":
+        from pl_dendrites.comparison import compare
+
+        return compare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

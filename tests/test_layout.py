@@ -25,6 +25,7 @@ ORDER = [
     "loggers",
     "monitor",
     "callback",
+    "comparison",
 ]
 
 

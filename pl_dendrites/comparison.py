@@ -1,0 +1,209 @@
+"""Would a wider network, or the same one trained for longer, have done as well? The controls beside the dendrites."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from pl_dendrites.callback import DendriteCallback
+from pl_dendrites.history import parameter_count
+
+__all__ = ["Comparison", "Run", "compare"]
+
+_QUIET = {
+    "max_epochs": -1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+_WIDEST = 2**20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network of a comparison, trained and tested.
+
+    Attributes:
+        name: what was compared: ``"plain"``, ``"plain, restarted"``, ``"with dendrites"`` or ``"wider, restarted"``.
+        seed: of the run.
+        result: the metric on test data, which is read once.
+        score: the best one on validation data, which decided when to stop and what to keep.
+        parameters: of the network that was kept.
+        epochs: of all its fits together.
+        seconds: of these, wall clock.
+        dendrites: per neuron.
+    """
+
+    name: str
+    seed: int
+    result: float
+    score: float
+    parameters: int
+    epochs: int
+    seconds: float
+    dendrites: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found; printed, it is a table.
+
+    Attributes:
+        metric: name of the metric on test data.
+        runs: one for every network and seed.
+    """
+
+    metric: str
+    runs: tuple[Run, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every run as a dict of plain values, as for JSON."""
+        return [asdict(run) for run in self.runs]
+
+    def __str__(self) -> str:
+        """A row for every network: mean and standard deviation over the seeds."""
+        names = list(dict.fromkeys(run.name for run in self.runs))
+        width = max(map(len, names))
+        lines = [f"{'':{width}}  {self.metric:>18}  parameters  epochs  seconds"]
+        for name in names:
+            runs = [run for run in self.runs if run.name == name]
+            results = [run.result for run in runs]
+            spread = f" ± {statistics.stdev(results):.2g}" if len(runs) > 1 else ""
+            result = f"{statistics.mean(results):.4g}{spread}"
+            means = [statistics.mean(getattr(run, key) for run in runs) for key in ("parameters", "epochs", "seconds")]
+            lines.append(f"{name:{width}}  {result:>18}  {means[0]:10,.0f}  {means[1]:6.0f}  {means[2]:7.1f}")
+        return "\n".join(lines)
+
+
+def compare(
+    model: Callable[[], pl.LightningModule],
+    data: Callable[[], pl.LightningDataModule],
+    dendrites: Mapping[str, Any],
+    metric: str,
+    *,
+    wider: Callable[[int], pl.LightningModule] | None = None,
+    seeds: int = 3,
+    trainer: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Train a model as it is, with dendrites, and with as many parameters in a wider network.
+
+    All stop by the rule of :class:`~pl_dendrites.DendriteCallback`, by their validation score, and are tested once with
+    the best weights. Restarts alone can help, so the controls are restarted from their best weights as often as sets of
+    dendrites were tried, with fresh optimizers.
+
+    Args:
+        model: makes the model.
+        data: makes its data, with a test part.
+        dendrites: arguments of the ``DendriteCallback``.
+        metric: what the model logs in ``test_step``.
+        wider: makes the model with a width; the width whose parameters come closest to those of the network with
+            dendrites is taken. ``None``: no such control, and no honest answer to whether width would have done.
+        seeds: the whole is run with seeds 0, 1, ...
+        trainer: settings of the Trainer, added to ``max_epochs=-1`` and no output.
+
+    Returns:
+        All runs.
+
+    Raises:
+        ValueError: if ``seeds`` is not positive, or no width makes ``wider`` large enough.
+        MisconfigurationException: if the metric is not logged in ``test_step``; lists those that are.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+        >>> class Model(BoringModel):
+        ...     def validation_step(self, batch, batch_idx):
+        ...         self.log("val_loss", self.step(batch))
+        ...
+        ...     def test_step(self, batch, batch_idx):
+        ...         self.log("test_loss", self.step(batch))
+        >>> comparison = compare(
+        ...     Model,
+        ...     BoringDataModule,
+        ...     {"monitor": "val_loss", "base_epochs": 1, "max_correlation_epochs": 1, "max_dendrites": 1},
+        ...     metric="test_loss",
+        ...     seeds=1,
+        ...     trainer={"limit_train_batches": 2, "limit_val_batches": 2},
+        ... )
+        >>> [run.name for run in comparison.runs]
+        ['plain', 'with dendrites', 'plain, restarted']
+    """
+    if seeds < 1:
+        raise ValueError(f"`seeds` must be at least 1, got {seeds}")
+    fits = _Fits(data, metric, {**_QUIET, **(trainer or {})})
+    none = {**dendrites, "max_dendrites": 0}
+    runs = []
+    with isolate_rng():
+        for seed in range(seeds):
+            grown, tries = fits.run("with dendrites", seed, model, dendrites)
+            runs += [fits.run("plain", seed, model, none)[0], grown]
+            controls = {"plain, restarted": model}
+            if wider is not None:
+                controls["wider, restarted"] = _as_large(wider, grown.parameters)
+            runs += [fits.run(name, seed, make, none, restarts=tries)[0] for name, make in controls.items()]
+    return Comparison(metric, tuple(runs))
+
+
+@dataclass(frozen=True)
+class _Fits:
+    data: Callable[[], pl.LightningDataModule]
+    metric: str
+    settings: dict[str, Any]
+
+    def run(
+        self,
+        name: str,
+        seed: int,
+        make: Callable[[], pl.LightningModule],
+        arguments: Mapping[str, Any],
+        *,
+        restarts: int = 0,
+    ) -> tuple[Run, int]:
+        # The run, and how many sets of dendrites were tried.
+        pl.seed_everything(seed, workers=True, verbose=False)
+        model, data = make(), self.data()
+        start, epochs = time.perf_counter(), 0
+        for _ in range(1 + restarts):
+            callback = DendriteCallback(**arguments)
+            callbacks = [*self.settings.get("callbacks", []), callback]
+            trainer = pl.Trainer(**{**self.settings, "callbacks": callbacks})
+            trainer.fit(model, datamodule=data)
+            epochs += trainer.current_epoch
+        seconds = time.perf_counter() - start
+        logged = {
+            key: value for found in trainer.test(model, datamodule=data, verbose=False) for key, value in found.items()
+        }
+        if self.metric not in logged:
+            raise MisconfigurationException(
+                f"`metric`: {self.metric!r} is not logged in test_step; logged are {sorted(logged)}"
+            )
+        score = callback.best_model_score
+        assert score is not None
+        result, size = float(logged[self.metric]), parameter_count(model)
+        run = Run(name, seed, result, score, size, epochs, seconds, callback.num_dendrites)
+        return run, max(record["cycle"] for record in callback.history)
+
+
+def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Callable[[], pl.LightningModule]:
+    def count(width: int) -> int:
+        with isolate_rng():
+            return parameter_count(wider(width))
+
+    high = 1
+    while count(high) < parameters:
+        if high >= _WIDEST:
+            raise ValueError(f"`wider` has {count(high)} parameters at a width of {high}, and is to have {parameters}")
+        high *= 2
+    low = high // 2 + 1 if high > 1 else 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if count(middle) < parameters else (low, middle)
+    closest = min(range(max(low - 1, 1), low + 1), key=lambda width: abs(count(width) - parameters))
+    return lambda: wider(closest)

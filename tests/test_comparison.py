@@ -1,0 +1,86 @@
+"""The controls beside the dendrites: what is compared is comparable."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pl_dendrites import compare
+from tests.models import Classifier, loaders
+
+DENDRITES: dict[str, Any] = {
+    "monitor": "val_loss",
+    "base_epochs": 2,
+    "max_correlation_epochs": 1,
+    "max_dendrites": 2,
+    "candidates": 2,
+    "verbose": False,
+}
+
+
+class Data(L.LightningDataModule):
+    tests = 0
+
+    def train_dataloader(self) -> Any:
+        return loaders()[0]
+
+    def val_dataloader(self) -> Any:
+        return loaders()[1]
+
+    def test_dataloader(self) -> Any:
+        Data.tests += 1
+        return loaders()[1]
+
+
+def size(hidden: int) -> int:
+    return sum(p.numel() for p in Classifier(hidden).parameters())
+
+
+def test_every_network_is_tested_once_and_the_controls_are_as_large_and_as_often_restarted() -> None:
+    Data.tests = 0
+    users = torch.get_rng_state()
+    comparison = compare(Classifier, Data, DENDRITES, "val_acc", wider=Classifier, seeds=2)
+    assert torch.equal(torch.get_rng_state(), users)
+    names = ["plain", "with dendrites", "plain, restarted", "wider, restarted"]
+    assert [run.name for run in comparison.runs] == names * 2
+    assert Data.tests == 8
+    for seed in range(2):
+        plain, grown, restarted, wider = comparison.runs[4 * seed : 4 * seed + 4]
+        assert {run.seed for run in (plain, grown, restarted, wider)} == {seed}
+        assert plain.dendrites == restarted.dendrites == wider.dendrites == 0
+        assert grown.dendrites > 0
+        assert plain.parameters == restarted.parameters == size(6)
+        assert abs(wider.parameters - grown.parameters) == min(abs(size(h) - grown.parameters) for h in range(1, 60))
+        assert plain.epochs == 2
+        tried = 2 if grown.dendrites == 2 else 1
+        assert restarted.epochs == wider.epochs >= 2 * (1 + tried)
+        assert all(0 <= run.result <= 1 and run.seconds > 0 for run in (plain, grown, restarted, wider))
+    table = str(comparison).splitlines()
+    assert [line[:16].strip() for line in table[1:]] == names
+    accuracies = [run.result for run in comparison.runs if run.name == "with dendrites"]
+    assert f"{statistics.mean(accuracies):.4g} ± {statistics.stdev(accuracies):.2g}" in table[2]
+    assert "val_acc" in table[0]
+    json.dumps(comparison.rows())
+
+
+def test_the_same_seeds_give_the_same_results() -> None:
+    one, two = (compare(Classifier, Data, DENDRITES, "val_loss", seeds=1) for _ in range(2))
+    assert [(run.result, run.score) for run in one.runs] == [(run.result, run.score) for run in two.runs]
+    plain, grown, restarted = one.runs
+    assert restarted.score <= plain.score  # it goes on from the best weights
+    assert grown.result == pytest.approx(grown.score)  # of the same data here: the best network was tested
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(MisconfigurationException, match=r"'f1' is not logged in test_step; logged are \['val_acc'"):
+        compare(Classifier, Data, DENDRITES, "f1", seeds=1)
+    with pytest.raises(ValueError, match="`seeds` must be at least 1, got 0"):
+        compare(Classifier, Data, DENDRITES, "val_acc", seeds=0)
+    with pytest.raises(ValueError, match="`wider` has 56 parameters at a width of 1048576"):
+        compare(Classifier, Data, DENDRITES, "val_acc", wider=lambda width: Classifier(), seeds=1)
