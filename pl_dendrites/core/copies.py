@@ -159,11 +159,12 @@ class Copies(LayerKind):
             outputs.append(self._pick(node(*args, **kwargs)))
         return torch.stack(outputs)
 
-    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor) -> None:
+    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor | int) -> None:
         """See :meth:`LayerKind.put`."""
         assert isinstance(nodes, nn.ModuleList)
         assert isinstance(source, nn.ModuleList)
-        nodes[place].load_state_dict(source[int(choice[0])].state_dict())
+        taken = choice if isinstance(choice, int) else int(choice[0])
+        nodes[place].load_state_dict(source[taken].state_dict())
 
 
 def reason_against_copies(module: nn.Module) -> str | None:

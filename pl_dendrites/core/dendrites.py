@@ -173,8 +173,7 @@ class Dendrites(nn.Module):
             assert old_nodes is not None
             assert old_links is not None
             for j in range(keep):
-                choice = torch.full((neurons,), j, device=reference.device)
-                self.kind.put(self.nodes, j, old_nodes, choice)
+                self.kind.put(self.nodes, j, old_nodes, j)
             kept = keep * (keep - 1) // 2
             links[:kept] = old_links[:kept]
         self.links = nn.Parameter(links)
@@ -192,11 +191,10 @@ class Dendrites(nn.Module):
         """
         nodes = self.kind.node_set(layer, 1)
         self.kind.initialise(nodes, generator)
-        have, neurons = self.count, self.kind.neurons
-        assert neurons is not None
+        have = self.count
         self.resize(layer, have + 1)
         assert self.nodes is not None
-        self.kind.put(self.nodes, have, nodes, torch.zeros(neurons, dtype=torch.long, device=weight_of(layer).device))
+        self.kind.put(self.nodes, have, nodes, 0)
 
     @torch.no_grad()
     def integrate(self, layer: nn.Module) -> Tensor:

@@ -27,7 +27,6 @@ __all__ = [
     "moments_of_sums",
     "pearson",
     "per_neuron",
-    "stack_nodes",
     "sums_of_moments",
     "unstack_nodes",
 ]
@@ -132,26 +131,6 @@ def unstack_nodes(stacked: Tensor, count: int, groups: int, dim: int) -> Tensor:
     neurons = stacked.shape[dim] // count
     apart: Tensor = stacked.unflatten(dim, (groups, count, neurons // groups))
     return apart.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
-
-
-def stack_nodes(nodes: Tensor, groups: int) -> Tensor:
-    """Undo :func:`unstack_nodes` for the leading dimension.
-
-    Args:
-        nodes: shape ``(count, C, *rest)``.
-        groups: groups of the layer.
-
-    Returns:
-        Shape ``(count * C, *rest)`` in the channel order of a set.
-
-    Example:
-        >>> weights = torch.randn(3 * 4, 5)
-        >>> torch.equal(stack_nodes(unstack_nodes(weights, 3, 2, 0), 2), weights)
-        True
-    """
-    neurons = nodes.shape[1]
-    apart: Tensor = nodes.unflatten(1, (groups, neurons // groups))
-    return apart.movedim(0, 1).flatten(0, 2)
 
 
 def cascade(

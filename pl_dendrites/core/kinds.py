@@ -98,14 +98,15 @@ class LayerKind(ABC):
         """
 
     @abstractmethod
-    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor) -> None:
+    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor | int) -> None:
         """Copy one node of every neuron from another set.
 
         Args:
             nodes: the set that is written.
             place: which of its nodes becomes a copy.
             source: the set that is read.
-            choice: shape ``(C,)``, which of its nodes each neuron takes; where neurons are not separable, all the same.
+            choice: which of its nodes the neurons take: a number for all, or shape ``(C,)``; where neurons are not
+                separable, all the same.
         """
 
     def best(self, correlation: Tensor) -> Tensor:

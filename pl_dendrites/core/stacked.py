@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.functional import flat_nested, like_nested, stack_nodes, unstack_nodes
+from pl_dendrites.core.functional import flat_nested, like_nested, unstack_nodes
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 
 __all__ = ["STACKED", "Stacked"]
@@ -130,7 +130,7 @@ class Stacked(LayerKind):
         return unstack_nodes(stacked, count, self.groups, self.dim)
 
     @torch.no_grad()
-    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor) -> None:
+    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor | int) -> None:
         """See :meth:`LayerKind.put`.
 
         Example:
@@ -142,25 +142,26 @@ class Stacked(LayerKind):
             >>> torch.equal(nodes.weight, pool.weight[[6, 1]])
             True
         """
-        neurons = torch.arange(self.neurons, device=choice.device)
-        for name, parameter in nodes.named_parameters():
-            values = self._by_neuron(nodes, name).clone()
-            values[place] = self._by_neuron(source, name)[choice, neurons]
-            stacked = stack_nodes(values, self.groups)
-            parameter.copy_(self._outputs_first(stacked) if self._has_inputs_first(nodes, name) else stacked)
+        for name, _ in nodes.named_parameters():
+            values = self._by_neuron(source, name)
+            chosen = (
+                values[choice]
+                if isinstance(choice, int)
+                else values[choice, torch.arange(self.neurons, device=choice.device)]
+            )
+            self._by_group(nodes, name)[:, place] = chosen.unflatten(0, (self.groups, -1))
+
+    def _by_group(self, nodes: nn.Module, name: str) -> Tensor:
+        # A view (groups, count, C / groups, *rest) of a parameter.
+        values: Tensor = nodes.get_parameter(name)
+        if isinstance(nodes, _Transposed) and name == "weight":  # (inputs, outputs of a group, *kernel)
+            apart: Tensor = values.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        else:
+            apart = values.unflatten(0, (self.groups, -1))
+        split: Tensor = apart.unflatten(1, (-1, self.neurons // self.groups))
+        return split
 
     def _by_neuron(self, nodes: nn.Module, name: str) -> Tensor:
         # (count, C, *rest)
-        values: Tensor = nodes.get_parameter(name)
-        if self._has_inputs_first(nodes, name):
-            values = self._outputs_first(values)
-        return unstack_nodes(values, len(values) // self.neurons, self.groups, 0)
-
-    def _has_inputs_first(self, nodes: nn.Module, name: str) -> bool:
-        return isinstance(nodes, _Transposed) and name == "weight"
-
-    def _outputs_first(self, weight: Tensor) -> Tensor:
-        # (inputs, outputs of a group, *kernel): outputs in front, in the order of all the groups' outputs. Done twice,
-        # it is undone.
-        apart: Tensor = weight.unflatten(0, (self.groups, -1))
-        return apart.transpose(1, 2).flatten(0, 1)
+        values: Tensor = self._by_group(nodes, name).transpose(0, 1).flatten(1, 2)
+        return values

@@ -15,7 +15,6 @@ from pl_dendrites.core.functional import (
     merge_moments,
     pearson,
     per_neuron,
-    stack_nodes,
     unstack_nodes,
 )
 from tests.core.helpers import FUNCTIONS
@@ -74,15 +73,6 @@ def test_unstacking_finds_each_node_where_its_group_has_it(
         for neuron in range(neurons):
             channel = neuron // size * count * size + j * size + neuron % size
             torch.testing.assert_close(nodes[j].select(dim, neuron), stacked.select(dim, channel), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("groups", [1, 2, 3, 6])
-@pytest.mark.parametrize("shape", [(1, 6), (3, 6), (2, 6, 4, 3)])
-def test_stacking_undoes_unstacking_and_the_reverse(shape: tuple[int, ...], groups: int) -> None:
-    nodes = torch.randn(shape)
-    stacked = stack_nodes(nodes, groups)
-    assert stacked.shape == (shape[0] * shape[1], *shape[2:])
-    assert torch.equal(unstack_nodes(stacked, shape[0], groups, 0), nodes)
 
 
 @pytest.mark.parametrize(("dim", "ndim"), [(-1, 1), (-1, 3), (-2, 3), (-3, 3), (-3, 4)])
