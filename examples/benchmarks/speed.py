@@ -31,6 +31,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 
 from pl_dendrites import DendriteCallback, DendriticNetwork, attach
+from pl_dendrites.correlation import adam
 
 
 def mlp(width: int) -> nn.Module:
@@ -88,8 +89,10 @@ def grown(make: Callable[[], nn.Module], dendrites: int, live: bool = False) -> 
     return network
 
 
-def training(model: nn.Module, x: Tensor, parameters: list[nn.Parameter]) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(parameters)
+def training(
+    model: nn.Module, x: Tensor, parameters: list[nn.Parameter], make_optimizer: Any = torch.optim.Adam
+) -> Callable[[], None]:
+    optimizer = make_optimizer(parameters)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -123,7 +126,7 @@ def variants(make: Callable[[], nn.Module], x: Tensor) -> dict[tuple[str, int, i
         network = grown(make, k)
         network.start_candidates(pool)
         steps["correlation", k, pool] = (
-            training(network.model, x, network.candidate_parameters()),
+            training(network.model, x, network.candidate_parameters(), adam),
             (2 + k + 2 * pool) / 3,
         )
     for k in (1, 2, 3):

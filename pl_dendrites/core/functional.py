@@ -213,19 +213,18 @@ def batch_moments(outputs: Tensor, error: Tensor, dim: int) -> tuple[Moments, Te
     outputs, error = outputs.to(wide), error.to(wide)
     dims = [d for d in range(-error.ndim, 0) if d != dim]
     size = error.numel() // max(error.shape[dim], 1)
-    if dims:
-        mean_error = error.mean(dims)
-        variance, mean_output = torch.var_mean(outputs, dims, correction=0)
-    else:  # an unbatched Linear: its only dimension is the neurons, one sample
-        mean_error, mean_output, variance = error, outputs, torch.zeros_like(outputs)
+    # An unbatched Linear has only its neurons' dimension: one sample. Reducing over none would reduce over all.
+    mean_error, mean_output = (error.mean(dims), outputs.mean(dims)) if dims else (error, outputs)
     finite = torch.isfinite(mean_error)
     centred = torch.where(per_neuron(finite, dim, error.ndim), error - per_neuron(mean_error, dim, error.ndim), 0)
-    product, square = outputs * centred, centred.square()
+    # Not torch.var_mean, which on a CPU takes ten times as long as these passes.
+    deviation = outputs - per_neuron(mean_output, dim, error.ndim)
+    product, square, square_output = deviation * centred, centred.square(), deviation.square()
     moments = Moments(
         samples=finite * float(size),
         mean_output=mean_output,
         mean_error=mean_error,
-        square_output=variance * size,
+        square_output=square_output.sum(dims) if dims else square_output,
         square_error=square.sum(dims) if dims else square,
         covariance=product.sum(dims) if dims else product,
     )
