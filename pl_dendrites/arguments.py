@@ -1,15 +1,24 @@
-"""Checks of arguments: each error names the argument, what is allowed and what was given."""
+"""The callback's arguments: checks whose errors say what is allowed and what was given; and who gets which."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from pl_dendrites.core.functional import ACTIVATIONS
 
-__all__ = ["check", "check_arguments", "check_at_least", "check_one_of", "check_patterns"]
+__all__ = [
+    "check",
+    "check_arguments",
+    "check_at_least",
+    "check_one_of",
+    "check_patterns",
+    "machine_settings",
+    "shown_settings",
+]
 
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
@@ -22,6 +31,22 @@ _BOUNDS: dict[str, float] = {
     "max_correlation_epochs": 1,
     "max_tries": 0,
 }
+
+
+# Arguments that are the phase machine's.
+_DECIDE = (
+    "mode",
+    "max_dendrites",
+    "patience",
+    "min_delta",
+    "min_delta_mode",
+    "base_epochs",
+    "correlation_patience",
+    "max_correlation_epochs",
+    "max_tries",
+)
+# Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
+_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
 def check(name: str, holds: bool, allowed: str, value: object) -> None:
@@ -93,3 +118,20 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
+
+
+def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the :class:`~pl_dendrites.core.phases.PhaseMachine`, of all those of the callback."""
+    return {name: given[name] for name in _DECIDE} | {"score_name": given["monitor"]}
+
+
+def shown_settings(given: Mapping[str, Any], of: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments by which runs are told apart.
+
+    Args:
+        given: all arguments by name.
+        of: what they were given to; knows the defaults.
+    """
+    defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
+    changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
+    return {name: given[name] for name in sorted(changed.union(_SHOWN))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,35 +15,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites import host
-from pl_dendrites.arguments import check_arguments
+from pl_dendrites.arguments import check_arguments, machine_settings, shown_settings
 from pl_dendrites.checkpoint import BestModel, model_weights
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.correlation import CorrelationPhase
-from pl_dendrites.history import phase_record, summary_table
+from pl_dendrites.history import by_reason, phase_record, summary_table
 from pl_dendrites.monitor import Display
+from pl_dendrites.report import write_report
 from pl_dendrites.score import Score
-from pl_dendrites.state import check_state
+from pl_dendrites.state import STATE_FORMAT, check_state
 
 __all__ = ["DendriteCallback"]
 
-_STATE_FORMAT = 2
 _CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
-# Arguments that are the phase machine's.
-_DECIDE = (
-    "mode",
-    "max_dendrites",
-    "patience",
-    "min_delta",
-    "min_delta_mode",
-    "base_epochs",
-    "correlation_patience",
-    "max_correlation_epochs",
-    "max_tries",
-)
-# Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
-_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
 class DendriteCallback(pl.Callback):
@@ -150,10 +135,8 @@ class DendriteCallback(pl.Callback):
         self._correlation_min_delta = correlation_min_delta
         self._make_optimizer = optimizer
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
-        defaults = {name: parameter.default for name, parameter in signature(DendriteCallback).parameters.items()}
-        changed = {name for name, value in arguments.items() if value != defaults[name]} - set(_NOT_SHOWN)
-        self._shown = {name: arguments[name] for name in sorted(changed.union(_SHOWN))}
-        self._machine_settings = {name: arguments[name] for name in _DECIDE} | {"score_name": monitor}
+        self._shown = shown_settings(arguments, DendriteCallback)
+        self._machine_settings = machine_settings(arguments)
         self._stage = ""
         self._start_anew()
 
@@ -207,6 +190,15 @@ class DendriteCallback(pl.Callback):
         """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
         return summary_table(self.history)
 
+    def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
+
+        Args:
+            path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
+            controls: plain networks to compare with; errors too are as in :func:`~pl_dendrites.report.write_report`.
+        """
+        write_report(path, [*self.history, *filter(None, [self._running()])], controls)
+
     # -- the fit begins and ends ----------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -223,9 +215,8 @@ class DendriteCallback(pl.Callback):
         self._seed = torch.initial_seed() % 2**31
         network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
         self.network = network
-        for reason in dict.fromkeys(network.skipped.values()):
-            names = [f"'{name}'" for name, other in network.skipped.items() if other == reason]
-            self._say(trainer, f"no dendrites for {', '.join(names)}: {reason}")
+        for reason, names in by_reason(network.skipped).items():
+            self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         host.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
@@ -414,10 +405,16 @@ class DendriteCallback(pl.Callback):
     # -- records --------------------------------------------------------------------------------------------------
 
     def _record(self, trainer: pl.Trainer, reason: str) -> None:
-        assert self.network is not None
         assert self._display is not None
-        self.history.append(phase_record(self._machine, self.network, reason))
-        self._display.end_phase(trainer, self.history, self.network.skipped)
+        self.history.append(self._describe(reason))
+        self._display.end_phase(trainer, self.history)
+
+    def _describe(self, reason: str) -> dict[str, Any]:
+        assert self.network is not None
+        return phase_record(self._machine, self.network, reason) | {"monitor": self.monitor, "mode": self.mode}
+
+    def _running(self) -> dict[str, Any] | None:
+        return self._describe(self.stop_reason) if self._fitting else (self._resumed or {}).get("running")
 
     def _say(self, trainer: pl.Trainer, message: str) -> None:
         if self._verbose:
@@ -435,9 +432,10 @@ class DendriteCallback(pl.Callback):
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
         running = self._correlation.state_dict() if self._correlation else (self._resumed or {}).get("correlation")
         return {
-            "format": _STATE_FORMAT,
+            "format": STATE_FORMAT,
             "machine": self._machine.state_dict(),
             "history": [dict(record) for record in self.history],
+            "running": self._running(),
             "best": self._best.state_dict(),
             "seed": self._seed,
             "score": self._score.state_dict(),
@@ -456,7 +454,7 @@ class DendriteCallback(pl.Callback):
         if self._stage not in ("", "fit"):
             return  # trainer.test(ckpt_path=...) looks at a model; it does not rewrite what happened here
         try:
-            check_state(state_dict, _STATE_FORMAT)
+            check_state(state_dict, STATE_FORMAT)
         except ValueError as error:
             raise MisconfigurationException(
                 f"the checkpoint's DendriteCallback state cannot be read: {error}"

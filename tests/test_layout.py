@@ -20,6 +20,8 @@ ORDER = [
     "checkpoint",
     "history",
     "figures",
+    "pages",
+    "report",
     "loggers",
     "monitor",
     "callback",
