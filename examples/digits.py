@@ -4,8 +4,8 @@
     python examples/digits.py --report digits.html
 
 Trains a narrow classifier on scikit-learn's digits, lets it grow, and puts two controls beside it: the same network
-without dendrites, and a plain network with as many parameters, trained for as many epochs. With `--report`, a page shows
-what grew and what it gained.
+without dendrites, and a plain network with as many parameters, trained for as many epochs. `--report` writes a page
+that shows what grew and what it gained.
 """
 
 from __future__ import annotations
