@@ -106,10 +106,18 @@ def test_the_reference_has_every_public_name() -> None:
     assert sorted(shown) == sorted(pl_dendrites.__all__)
 
 
+def headings(page: Path) -> set[str]:
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
-    text = PAGES[0].read_text(encoding="utf-8")
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
-    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
-    assert len(targets) > 5
-    for target in targets:
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
+    readme = PAGES[0]
+    targets = re.findall(r"\]\(([^)]+)\)", readme.read_text(encoding="utf-8"))
+    inside = [target for target in targets if not target.startswith("http")]
+    assert len(inside) > 5
+    for target in inside:
+        name, _, anchor = target.partition("#")
+        page = ROOT / name if name else readme
+        assert page.exists(), target
+        assert not anchor or anchor in headings(page), target
