@@ -137,6 +137,7 @@ class DendriteCallback(pl.Callback):
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
         self._shown = shown_settings(arguments, DendriteCallback)
         self._machine_settings = machine_settings(arguments)
+        self._rule = {"monitor": monitor, "mode": mode, "learning": learning}
         self._stage = ""
         self._start_anew()
 
@@ -411,7 +412,7 @@ class DendriteCallback(pl.Callback):
 
     def _describe(self, reason: str) -> dict[str, Any]:
         assert self.network is not None
-        return phase_record(self._machine, self.network, reason) | {"monitor": self.monitor, "mode": self.mode}
+        return phase_record(self._machine, self.network, reason) | self._rule
 
     def _running(self) -> dict[str, Any] | None:
         return self._describe(self.stop_reason) if self._fitting else (self._resumed or {}).get("running")

@@ -66,8 +66,8 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
         ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
         ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters``
-        of these), ``skipped`` (layers left alone, with the reason) and ``reason``. The callback adds ``monitor`` and
-        ``mode``.
+        of these), ``skipped`` (layers left alone, with the reason) and ``reason``. The callback adds ``monitor``,
+        ``mode`` and ``learning``.
 
     Example:
         >>> from torch import nn

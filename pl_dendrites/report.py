@@ -189,6 +189,7 @@ class _Run:
         self.control_scores = {name: control["score"] for name, control in controls.items()}
         self.metric: str = history[0].get("monitor", "score")
         self.mode: Any = history[0].get("mode", "min")
+        self.learning: str = history[0].get("learning", "correlation")
         self.sign = 1.0 if self.mode == "max" else -1.0
         # A set that was rejected is no part of the network that the fit leaves.
         self.first, self.last = history[0], [history[0], *(r for r in history if r["accepted"] is not False)][-1]
@@ -335,13 +336,14 @@ class _Run:
         rows = [
             ["parameters", f"{self.first['parameters']:,}", f"{self.last['parameters']:,}"],
             ["inference", *(f"{1 + k:.2f}" for k in (before, after))],
-            ["training step, base phase", *(f"{_base(k):.2f}" for k in (before, after))],
+            ["training step, base phase", *(f"{_base(k, self.learning):.2f}" for k in (before, after))],
         ]
         if pool:
             name = f"training step, correlation phase ({_count(pool, 'candidate')})"
             rows.append([name, *(f"{_correlation(k, pool):.2f}" for k in (before, after))])
         spent = sum(
-            r["epochs"] * (_base(r["dendrites"]) if r["phase"] == "base" else _correlation(r["dendrites"], pool))
+            r["epochs"]
+            * (_base(r["dendrites"], self.learning) if r["phase"] == "base" else _correlation(r["dendrites"], pool))
             for r in self.history
         )
         epochs = sum(record["epochs"] for record in self.history)
@@ -372,8 +374,8 @@ class _Run:
         return [Heading("Why each phase ended"), Items(items, ordered=True)]
 
 
-def _base(dendrites: int) -> float:
-    return (3 + dendrites) / 3
+def _base(dendrites: int, learning: str) -> float:
+    return (3 + dendrites) / 3 if learning == "correlation" else 1.0 + dendrites
 
 
 def _correlation(dendrites: int, pool: int) -> float:

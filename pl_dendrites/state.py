@@ -118,6 +118,7 @@ _RECORD = _entries(
         "skipped": _each(_mapping, _text),
         "monitor": _text,
         "mode": _one_of("min", "max"),
+        "learning": _one_of("correlation", "gradient", "hybrid"),
     },
     **dict.fromkeys(("cycle", "dendrites", "parameters", "epochs"), _whole(0)),
     phase=_one_of("base", "correlation"),

@@ -130,6 +130,17 @@ def test_parameters_and_cost_before_and_after(run: dict[str, Any]) -> None:
     assert correlation[1:] == [f"{(2 + 2 * pool) / 3:.2f}", f"{(2 + k + 2 * pool) / 3:.2f}"]
 
 
+def test_dendrites_that_learn_by_gradient_cost_a_backward_pass_too(run: dict[str, Any]) -> None:
+    history = [r | {"learning": "gradient"} for r in run["dendrites"].history if r["phase"] == "base"]
+    write_report("report.html", history)
+    page = Page(Path("report.html"))
+    k = run["dendrites"].num_dendrites
+    assert [row[1:] for row in page.tables["Cost"][3:]] == [["1.00", f"{1 + k:.2f}"]]
+    assert "Correlations" not in page.tables
+    spent = sum(record["epochs"] * (1 + record["dendrites"]) for record in history)
+    assert f"cost what {spent} epochs of the plain layers do" in page.of("p")[-1]
+
+
 def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -266,7 +277,7 @@ def test_markdown_has_its_pictures_beside_it(run: dict[str, Any]) -> None:
 
 def test_a_state_of_before_there_were_reports(run: dict[str, Any]) -> None:
     state = {k: v for k, v in run["dendrites"].state_dict().items() if k != "running"}
-    new = ("candidates", "layers", "skipped", "monitor", "mode")
+    new = ("candidates", "layers", "skipped", "monitor", "mode", "learning")
     state["history"] = [{k: v for k, v in record.items() if k not in new} for record in state["history"]]
     old = quick()
     old.load_state_dict(state)
