@@ -9,8 +9,9 @@ VENV_STAMP := $(VENV)/.made
 DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
+DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: help demo test test-slow test-faults test-browser lint clean
+.PHONY: help demo test test-slow test-faults test-browser lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -20,6 +21,7 @@ help:
 	@echo "make test-faults  kill training 50 times and resume it"
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make lint         check style and types"
+	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
 
@@ -43,8 +45,11 @@ lint: $(TEST_STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_STAMP):
@@ -65,4 +70,8 @@ $(TEST_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
 
 $(BROWSER_STAMP): $(TEST_STAMP)
 	$(INSTALL) ".[browser]"
+	@touch $@
+
+$(DOCS_STAMP): $(TEST_STAMP)
+	$(INSTALL) ".[docs]"
 	@touch $@

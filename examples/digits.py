@@ -1,12 +1,16 @@
 """Does a small network grow better with dendrites, and would a wider one have done as well?
 
     python examples/digits.py
+    python examples/digits.py --report digits.html
 
 Trains a narrow classifier on scikit-learn's digits, lets it grow, and puts two controls beside it: the same network
-without dendrites, and a plain network with as many parameters, trained for as many epochs.
+without dendrites, and a plain network with as many parameters, trained for as many epochs. `--report` writes a page
+that shows what grew and what it gained.
 """
 
 from __future__ import annotations
+
+from argparse import ArgumentParser
 
 import lightning as L
 import torch
@@ -72,6 +76,9 @@ def train(hidden: int, dendrites: DendriteCallback, max_epochs: int = -1) -> dic
 
 
 def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--report", metavar="FILE", help="write a report to this file, .html or .md")
+    report = parser.parse_args().report
     torch.set_num_threads(1)
     hidden = 8
     dendrites = DendriteCallback("val_loss", max_dendrites=3, patience=10, max_correlation_epochs=20)
@@ -80,14 +87,19 @@ def main() -> None:
     # The controls have as many epochs; the callback only keeps the best network for them, as it does for the other.
     wider = round((grown["parameters"] - 10) / (64 + 1 + 10))
     rows = {f"{hidden} hidden neurons, with dendrites": grown}
+    controls = {}
     for neurons in (hidden, wider):
         keep_best = DendriteCallback("val_loss", max_dendrites=0, patience=10**6, verbose=False)
-        rows[f"{neurons} hidden neurons, plain"] = train(neurons, keep_best, max_epochs=grown["epochs"])
+        name = f"{neurons} hidden neurons, plain"
+        rows[name] = train(neurons, keep_best, max_epochs=grown["epochs"])
+        controls[name] = {"score": keep_best.best_model_score, **{k: rows[name][k] for k in ("parameters", "epochs")}}
 
     print(f"\n{dendrites.summary()}\n")
     for name, row in rows.items():
         figures = f"{row['parameters']:6,} parameters {row['epochs']:4} epochs"
         print(f"{name:34} test accuracy {row['accuracy']:.3f} {figures}")
+    if report:
+        dendrites.report(report, controls)
 
 
 if __name__ == "__main__":

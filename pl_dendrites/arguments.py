@@ -1,10 +1,10 @@
-"""Checks of arguments: each error names the argument, what is allowed and what was given."""
+"""The callback's arguments: checks whose errors say what is allowed and what was given; and who gets which."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from inspect import Signature
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +120,18 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 
 def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the :class:`~pl_dendrites.core.PhaseMachine` is made of, from a callback's arguments."""
+    """The arguments of the :class:`~pl_dendrites.core.phases.PhaseMachine`, of all those of the callback."""
     others = {"score_name": given["monitor"], "correlation": given["learning"] != "gradient"}
     return {name: given[name] for name in _DECIDE} | others
 
 
-def shown_settings(given: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
-    """What the page of hyperparameters shows of a callback's arguments."""
-    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+def shown_settings(given: Mapping[str, Any], of: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments by which runs are told apart.
+
+    Args:
+        given: all arguments by name.
+        of: what they were given to; knows the defaults.
+    """
+    defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
     changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
     return {name: given[name] for name in sorted(changed.union(_SHOWN))}

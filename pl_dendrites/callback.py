@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +21,20 @@ from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.reach import Reach
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.correlation import CorrelationPhase
-from pl_dendrites.history import phase_record, summary_table
+from pl_dendrites.history import by_reason, phase_record
 from pl_dendrites.monitor import Display
 from pl_dendrites.ranks import Ranks
+from pl_dendrites.report import write_report
 from pl_dendrites.score import Score
-from pl_dendrites.state import check_state
+from pl_dendrites.state import STATE_FORMAT, check_state
+from pl_dendrites.status import Status
 
 __all__ = ["DendriteCallback"]
 
-_STATE_FORMAT = 2
 _CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
 
 
-class DendriteCallback(pl.Callback):
+class DendriteCallback(Status):
     """Grows dendrites on a model while a Trainer fits it.
 
     Training runs as usual until the monitored score stops improving. Then the best weights come back, the network is
@@ -138,9 +138,9 @@ class DendriteCallback(pl.Callback):
         self._correlation_min_delta = correlation_min_delta
         self._make_optimizer = optimizer
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
-        self._shown = shown_settings(arguments, signature(DendriteCallback))
+        self._shown = shown_settings(arguments, DendriteCallback)
         self._machine_settings = machine_settings(arguments)
-        self._live = learning != "correlation"
+        self._rule = {"monitor": monitor, "mode": mode, "learning": learning}
         self._stage = ""
         self._start_anew()
 
@@ -161,39 +161,14 @@ class DendriteCallback(pl.Callback):
         self._counted = -1  # batches at the end of the last epoch
         self._seed = 0
 
-    @property
-    def phase(self) -> Literal["base", "correlation"]:
-        """The phase that is running."""
-        return self._machine.phase
+    def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
 
-    @property
-    def cycle(self) -> int:
-        """0 in the first base phase; each set of dendrites that is tried starts the next."""
-        return self._machine.cycle
-
-    @property
-    def num_dendrites(self) -> int:
-        """Dendrites per neuron, of the layers that have most."""
-        return 0 if self.network is None else self.network.num_dendrites
-
-    @property
-    def best_model_score(self) -> float | None:
-        """Score of the best network so far."""
-        return self._machine.best
-
-    @property
-    def best_model_path(self) -> str:
-        """Path of ``best.ckpt``; empty where none was written."""
-        return self._best.path
-
-    @property
-    def stop_reason(self) -> str:
-        """Why growth is over; empty while it is not."""
-        return self._machine.stop_reason
-
-    def summary(self) -> str:
-        """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
-        return summary_table(self.history)
+        Args:
+            path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
+            controls: plain networks to compare with; errors too are as in :func:`~pl_dendrites.report.write_report`.
+        """
+        write_report(path, [*self.history, *filter(None, [self._running()])], controls)
 
     # -- the fit begins and ends ----------------------------------------------------------------------------------
 
@@ -209,11 +184,11 @@ class DendriteCallback(pl.Callback):
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
         host.refuse_optimizers(trainer)
         self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
-        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation, self._live)
+        live = self._rule["learning"] != "correlation"
+        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation, live)
         self.network, self._reach = network, network.reach()
-        for reason in dict.fromkeys(network.skipped.values()):
-            names = [f"'{name}'" for name, other in network.skipped.items() if other == reason]
-            self._say(trainer, f"no dendrites for {', '.join(names)}: {reason}")
+        for reason, names in by_reason(network.skipped).items():
+            self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
@@ -412,10 +387,16 @@ class DendriteCallback(pl.Callback):
     # -- records --------------------------------------------------------------------------------------------------
 
     def _record(self, trainer: pl.Trainer, reason: str) -> None:
-        assert self.network is not None
         assert self._display is not None
-        self.history.append(phase_record(self._machine, self.network, reason))
-        self._display.end_phase(trainer, self.history, self.network.skipped)
+        self.history.append(self._describe(reason))
+        self._display.end_phase(trainer, self.history)
+
+    def _describe(self, reason: str) -> dict[str, Any]:
+        assert self.network is not None
+        return phase_record(self._machine, self.network, reason) | self._rule
+
+    def _running(self) -> dict[str, Any] | None:
+        return self._describe(self.stop_reason) if self._fitting else (self._resumed or {}).get("running")
 
     def _say(self, trainer: pl.Trainer, message: str) -> None:
         if self._verbose:
@@ -434,9 +415,10 @@ class DendriteCallback(pl.Callback):
         resumed = self._resumed or {"correlation": None, "reached": []}
         running = self._correlation.state_dict() if self._correlation else resumed["correlation"]
         return {
-            "format": _STATE_FORMAT,
+            "format": STATE_FORMAT,
             "machine": self._machine.state_dict(),
             "history": [dict(record) for record in self.history],
+            "running": self._running(),
             "best": self._best.state_dict(),
             "seed": self._seed,
             "score": self._score.state_dict(),
@@ -456,7 +438,7 @@ class DendriteCallback(pl.Callback):
         if self._stage not in ("", "fit"):
             return  # trainer.test(ckpt_path=...) looks at a model; it does not rewrite what happened here
         try:
-            check_state(state_dict, _STATE_FORMAT)
+            check_state(state_dict, STATE_FORMAT)
         except ValueError as error:
             raise MisconfigurationException(
                 f"the checkpoint's DendriteCallback state cannot be read: {error}"

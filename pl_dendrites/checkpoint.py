@@ -17,7 +17,7 @@ from torch import Tensor
 from pl_dendrites.core.network import restore_structure
 from pl_dendrites.core.structure import is_dendrite_key
 
-__all__ = ["BestModel", "load_from_checkpoint", "model_weights"]
+__all__ = ["BestModel", "load_from_checkpoint", "model_weights", "read_checkpoint"]
 
 ModelT = TypeVar("ModelT", bound=pl.LightningModule)
 
@@ -93,7 +93,16 @@ def _save_whole(trainer: pl.Trainer, path: str) -> None:
         raise
 
 
-def _read(path: str | Path, map_location: Any) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
+    """A checkpoint of a Trainer; only tensors and plain values are read.
+
+    Args:
+        path: local, or any address that ``fsspec`` opens.
+        map_location: as for ``torch.load``.
+
+    Raises:
+        ValueError: if the file is no whole checkpoint.
+    """
     with fsspec.open(str(path), "rb") as file:
         try:
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
@@ -136,7 +145,7 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         ...     load_from_checkpoint(BoringModel, file.name).layer.dendrites.count
         2
     """
-    checkpoint = _read(path, kwargs.get("map_location"))
+    checkpoint = read_checkpoint(path, kwargs.get("map_location"))
     grown = checkpoint["state_dict"]
     plain = {key: value for key, value in grown.items() if not is_dendrite_key(key)}
     stripped = io.BytesIO()

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
+from pl_dendrites.core.targets import plain_name
 
-__all__ = ["correlation_figures", "decisions_markdown", "parameter_count", "phase_record", "summary_table"]
+__all__ = ["by_reason", "correlation_figures", "decisions_markdown", "parameter_count", "phase_record", "summary_table"]
 
 _COLUMNS = ("cycle", "dendrites", "parameters", "epochs", "best score", "accepted", "why")
 
@@ -18,6 +19,19 @@ _COLUMNS = ("cycle", "dendrites", "parameters", "epochs", "best score", "accepte
 def parameter_count(module: nn.Module) -> int:
     """Parameters of a model, frozen ones and dendrites included; candidates are no part of it."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    """The layers left alone for each reason.
+
+    Example:
+        >>> by_reason({"embed": "it has no input", "norm": "it has no matrix", "pos": "it has no input"})
+        {'it has no input': ['embed', 'pos'], 'it has no matrix': ['norm']}
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
 
 
 def correlation_figures(correlations: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -50,7 +64,10 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         A dict with ``cycle``, ``phase``, ``dendrites`` (per neuron), ``parameters`` (of the model), ``epochs``,
         ``score`` (best one of a base phase), ``scores`` (every one of a base phase, in order; ``None`` for one that
         was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
-        ``None`` where none was), ``correlation`` (by layer) and ``reason``.
+        ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
+        ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters``
+        of these), ``skipped`` (layers left alone, with the reason) and ``reason``. The callback adds ``monitor``,
+        ``mode`` and ``learning``.
 
     Example:
         >>> from torch import nn
@@ -60,6 +77,7 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         ('base', 0, 10)
     """
     base = machine.phase == "base"
+    correlations = network.correlations()
     return {
         "cycle": machine.cycle,
         "phase": machine.phase,
@@ -70,8 +88,24 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         "scores": machine.scores,
         "best_score": machine.best,
         "accepted": not machine.on_trial if base and machine.cycle > 0 else None,
-        "correlation": correlation_figures(network.correlations()),
+        "correlation": correlation_figures(correlations),
+        "candidates": max((value.shape[0] for value in correlations.values()), default=0),
+        "layers": _layers(network),
+        "skipped": dict(network.skipped),
         "reason": reason,
+    }
+
+
+def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
+    modules = {plain_name(name): module for name, module in network.model.named_modules()}
+    return {
+        name: {
+            "type": type(modules[name]).__name__,
+            "neurons": dendrites.kind.neurons,
+            "dendrites": dendrites.count,
+            "parameters": parameter_count(dendrites),
+        }
+        for name, dendrites in network.layers.items()
     }
 
 

@@ -96,16 +96,15 @@ class Display:
             self._loggers.histogram(f"{_PREFIX}/correlation/{name or 'model'}", values.abs().amax(0), step)
         self._show_progress(machine, by_layer)
 
-    def end_phase(self, trainer: pl.Trainer, history: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
+    def end_phase(self, trainer: pl.Trainer, history: Sequence[Mapping[str, Any]]) -> None:
         """Draw how growth went so far, and say why.
 
         Args:
             trainer: the Trainer.
             history: records of finished phases, the one that ends last.
-            skipped: layers that cannot grow, with the reason.
         """
         step, draws = max(0, host.logging_step(trainer)), figures.can_draw()
-        best = history[-1]["best_score"]
+        best, skipped = history[-1]["best_score"], history[-1]["skipped"]
         text = "" if best is None else f"#### Best {self._score_name} so far: {best:.4g}\n\n"
         text += decisions_markdown(history)
         if skipped:

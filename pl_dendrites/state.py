@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pl_dendrites.core.phases import PhaseMachine
 
-__all__ = ["check_state"]
+__all__ = ["STATE_FORMAT", "check_state"]
+
+STATE_FORMAT = 2
 
 # Takes what was found and where; raises ValueError if it cannot be.
 _Check = Callable[[Any, str], None]
@@ -54,13 +56,15 @@ def _that(allowed: str, holds: Callable[[Any], bool]) -> _Check:
     return check
 
 
-def _entries(**checks: _Check) -> _Check:
+def _entries(optional: Mapping[str, _Check] | None = None, /, **required: _Check) -> _Check:
+    checks = {**required, **(optional or {})}
+
     def check(value: Any, where: str) -> None:
         _mapping(value, where)
-        if set(value) != set(checks):
+        if not set(required) <= set(value) <= set(checks):
             raise ValueError(f"{where} must have the entries {sorted(checks)}, got {sorted(value)}")
-        for name, inner in checks.items():
-            inner(value[name], f"'{name}' in {where}" if where != "it" else f"'{name}'")
+        for name in value:
+            checks[name](value[name], f"'{name}' in {where}" if where != "it" else f"'{name}'")
 
     return check
 
@@ -106,7 +110,16 @@ _list = _that("a list", lambda value: isinstance(value, list))
 _mapping = _that("a dict with texts as keys", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v))
 _number = _that("a number", lambda value: isinstance(value, float) or (type(value) is int and abs(value) < 2**63))
 
+_LAYER = _entries(type=_text, neurons=_maybe(_whole(0)), dendrites=_whole(0), parameters=_whole(0))
 _RECORD = _entries(
+    {  # for reports; older records are without
+        "candidates": _whole(0),
+        "layers": _each(_mapping, _LAYER),
+        "skipped": _each(_mapping, _text),
+        "monitor": _text,
+        "mode": _one_of("min", "max"),
+        "learning": _one_of("correlation", "gradient", "hybrid"),
+    },
     **dict.fromkeys(("cycle", "dendrites", "parameters", "epochs"), _whole(0)),
     phase=_one_of("base", "correlation"),
     score=_maybe(_number),
@@ -122,6 +135,7 @@ _CORRELATION = _entries(
     trainable=_each(_list, _text),
 )
 _STATE = _entries(
+    {"running": _maybe(_RECORD)},
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
     history=_each(_list, _RECORD),

@@ -77,11 +77,12 @@ def test_the_saved_config_gives_the_same_bits_again(tmp_path: Path) -> None:
     assert not same_bits(bits(other.model), bits(first.model))
 
 
-def test_the_config_in_the_readme() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize(("page", "monitor"), [("README.md", "val_loss"), ("docs/guides/cli.md", "val_acc")])
+def test_the_config_on_a_page(page: str, monitor: str) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[1] / page).read_text(), re.DOTALL)
     Path("config.yaml").write_text(block)
     dendrites = dendrites_of(run("config.yaml", "--trainer.max_epochs=1", "--trainer.accelerator=cpu").trainer)
-    assert dendrites.monitor == "val_loss"
+    assert dendrites.monitor == monitor
     assert list(dendrites.network.layers) == ["net.0", "net.4"]
 
 

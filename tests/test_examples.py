@@ -24,10 +24,11 @@ def run(path: Path, *arguments: str, cwd: Path) -> str:
 
 @pytest.mark.timeout(300)
 def test_digits_grows_and_shows_its_controls(tmp_path: Path) -> None:
-    shown = run(Path("digits.py"), cwd=tmp_path)
+    shown = run(Path("digits.py"), "--report", "page.html", cwd=tmp_path)
     assert re.search(r"\n +1 +1 .* yes ", shown), "no set was accepted"
     rows = dict(re.findall(r"(\d+ hidden neurons, (?:with dendrites|plain)) +test accuracy ([\d.]+)", shown))
     assert len(rows) == 3
+    assert all(f"{name}</th>" in (tmp_path / "page.html").read_text() for name in [*rows][1:])
     assert float(rows["8 hidden neurons, with dendrites"]) > float(rows["8 hidden neurons, plain"])
 
 

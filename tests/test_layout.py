@@ -22,8 +22,11 @@ ORDER = [
     "checkpoint",
     "history",
     "figures",
+    "pages",
+    "report",
     "loggers",
     "monitor",
+    "status",
     "callback",
     "comparison",
 ]

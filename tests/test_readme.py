@@ -1,44 +1,123 @@
-"""The README's code runs as it stands."""
+"""Every block of Python on the README and on the pages of the documentation runs as it stands.
+
+The blocks of a page run in its order and share their names. Before the first, a page has what its reader has: a
+``model`` of a class ``MyModel``, a ``datamodule``, and ``best.ckpt``, a checkpoint of such a model that grew. A block
+that cannot run here begins with ``python no_run``.
+"""
 
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tests.models import Classifier, classifier, loaders
+import pl_dendrites
+from pl_dendrites import attach
+from tests.models import Classifier, loaders
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+class MyModel(Classifier):
+    """Of a reader who knows nothing of dendrites."""
+
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        del self.net
+        self.encoder = nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.head = nn.Linear(hidden, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
 
 
 class Data(L.LightningDataModule):
     def train_dataloader(self) -> Any:
-        return loaders()[0]
+        return loaders(128)[0]
 
     def val_dataloader(self) -> Any:
-        return loaders()[1]
+        return loaders(128)[1]
 
     test_dataloader = val_dataloader
 
 
-def test_every_block_in_the_order_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = {"model": classifier(), "datamodule": Data(), "MyModel": Classifier}
-    exec(BLOCKS[0], names)
-    assert names["dendrites"].summary().count("\n") >= 3
-    names["trainer"].save_checkpoint("best.ckpt")
-    exec(BLOCKS[1], names)
-    names |= {"net": Classifier(), "state_dict": torch.load("best.ckpt", weights_only=True)["state_dict"]}
-    exec(BLOCKS[2], names)
-    assert len(BLOCKS) == 6
-    parts = {"encoder": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), "rnn": nn.LSTM(3, 3)}
-    exec(BLOCKS[3], names | {"model": nn.ModuleDict(parts)})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["encoder.1", "rnn"]
-    exec(BLOCKS[4], names | {"nn": nn})
-    assert 'strategy="ddp"' in BLOCKS[5], "which would start processes; tests/test_ddp.py does"
-    x = torch.randn(5, 4)
-    assert torch.equal(names["net"].eval()(x), names["model"].eval()(x))
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = MyModel()
+    for name, dendrites in attach(model).layers.items():
+        dendrites.resize(model.get_submodule(name), 1)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)  # those of new dendrites are not defined
+    path = tmp_path_factory.mktemp("grown") / "best.ckpt"
+    hyper_parameters = {"hyper_parameters": dict(model.hparams), "pytorch-lightning_version": L.__version__}
+    torch.save({"state_dict": model.state_dict(), **hyper_parameters}, path)
+    return path
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def blocks(page: Path) -> list[tuple[int, str, str]]:
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(2)), m[1].strip(), m[2]) for m in BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_in_the_order_of_the_page(page: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(checkpoint, "best.ckpt")
+    make = L.Trainer.__init__  # a bar takes longer than an epoch here
+    monkeypatch.setattr(L.Trainer, "__init__", lambda *a, **k: make(*a, enable_progress_bar=False, **k))
+    with seeded(0):
+        names: dict[str, Any] = {"model": MyModel(), "datamodule": Data(), "MyModel": MyModel}
+        for line, kind, code in blocks(page):
+            assert kind in ("", "no_run"), f"{page.name}:{line}: unknown kind of block {kind!r}"
+            if not kind:
+                # The lines before keep their number, so that an error says where it is.
+                exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+def test_the_readme_grows_and_loads() -> None:
+    assert sum("trainer.fit" in code and not kind for _, kind, code in blocks(PAGES[0])) == 1
+
+
+def test_blocks_that_do_not_run_are_rare() -> None:
+    kinds = [kind for page in PAGES for _, kind, _ in blocks(page)]
+    assert len(kinds) > 15
+    assert kinds.count("no_run") <= 2
+
+
+def test_the_reference_has_every_public_name() -> None:
+    shown = re.findall(r"^::: pl_dendrites\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(pl_dendrites.__all__)
+
+
+def headings(page: Path) -> set[str]:
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    readme = PAGES[0]
+    targets = re.findall(r"\]\(([^)]+)\)", readme.read_text(encoding="utf-8"))
+    inside = [target for target in targets if not target.startswith("http")]
+    assert len(inside) > 5
+    for target in inside:
+        name, _, anchor = target.partition("#")
+        page = ROOT / name if name else readme
+        assert page.exists(), target
+        assert not anchor or anchor in headings(page), target

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path as FilePath
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from pl_dendrites import DendriteCallback
+from pl_dendrites.pages import Picture, to_markdown
+from pl_dendrites.report import report_blocks
 from tests.models import classifier, quick, train
 
 State = dict[str, Any]
@@ -158,9 +161,12 @@ def test_a_state_is_taken_whole_or_refused(seed: int, states: list[State]) -> No
             assert same(dendrites.state_dict(), before)
         else:
             after = dendrites.state_dict()
-            assert same({**after, "machine": None}, {**state, "machine": None})
+            assert same({**after, "machine": None}, {"running": None, **state, "machine": None})
             assert same({**after["machine"], **state["machine"]}, after["machine"])
             dendrites.summary()
+            records = [*state["history"], *filter(None, [state.get("running")])]
+            if records:
+                to_markdown("", [b for b in report_blocks(records) if not isinstance(b, Picture)], FilePath("r.md"))
     assert refused > 3500
 
 
