@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import Signature
 from pathlib import Path
 from typing import Any
 
 from pl_dendrites.core.functional import ACTIVATIONS
 
-__all__ = ["check", "check_arguments", "check_at_least", "check_one_of", "check_patterns"]
+__all__ = ["check", "check_arguments", "check_at_least", "check_one_of", "check_patterns", "shown_arguments"]
 
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
@@ -22,6 +23,7 @@ _BOUNDS: dict[str, float] = {
     "max_correlation_epochs": 1,
     "max_tries": 0,
 }
+_SHOWN, _NOT_SHOWN = {"candidates", "max_dendrites"}, {"dirpath", "optimizer", "verbose"}
 
 
 def check(name: str, holds: bool, allowed: str, value: object) -> None:
@@ -93,3 +95,21 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
+
+
+def shown_arguments(given: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    """The arguments by which runs are compared: those not at their default, without those of a run's surroundings.
+
+    Args:
+        given: all of them by name.
+        signature: has their defaults.
+
+    Example:
+        >>> from inspect import signature
+        >>> shown_arguments({"patience": 3, "restart": True}, signature(lambda patience=10, restart=True: None))
+        {'patience': 3}
+    """
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    changed = {name for name, value in given.items() if value != defaults[name]}
+    shown = changed.difference(_NOT_SHOWN).union(_SHOWN & given.keys())
+    return {name: given[name] for name in sorted(shown)}

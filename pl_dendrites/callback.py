@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites import host, optimizers
-from pl_dendrites.arguments import check_arguments
+from pl_dendrites.arguments import check_arguments, shown_arguments
 from pl_dendrites.checkpoint import BestModel, model_weights
 from pl_dendrites.core.network import DendriticNetwork, grow_on_load
 from pl_dendrites.core.phases import Decision, PhaseMachine
@@ -25,26 +25,13 @@ from pl_dendrites.history import phase_record, summary_table
 from pl_dendrites.monitor import Display
 from pl_dendrites.ranks import Ranks
 from pl_dendrites.score import Score
+from pl_dendrites.sharding import SHARDED_KEY, Shards, changing, is_sharded, saved_parameter_names
 from pl_dendrites.state import check_state
 
 __all__ = ["DendriteCallback"]
 
 _STATE_FORMAT = 2
 _CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
-# Arguments that are the phase machine's.
-_DECIDE = (
-    "mode",
-    "max_dendrites",
-    "patience",
-    "min_delta",
-    "min_delta_mode",
-    "base_epochs",
-    "correlation_patience",
-    "max_correlation_epochs",
-    "max_tries",
-)
-# Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
-_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
 class DendriteCallback(pl.Callback):
@@ -150,11 +137,11 @@ class DendriteCallback(pl.Callback):
         self._correlation_min_delta = correlation_min_delta
         self._make_optimizer = optimizer
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
-        defaults = {name: parameter.default for name, parameter in signature(DendriteCallback).parameters.items()}
-        changed = {name for name, value in arguments.items() if value != defaults[name]} - set(_NOT_SHOWN)
-        self._shown = {name: arguments[name] for name in sorted(changed.union(_SHOWN))}
-        self._machine_settings = {name: arguments[name] for name in _DECIDE} | {"score_name": monitor}
+        self._shown = shown_arguments(arguments, signature(DendriteCallback))
+        decide = arguments.keys() & signature(PhaseMachine).parameters
+        self._machine_settings = {name: arguments[name] for name in decide} | {"score_name": monitor}
         self._stage = ""
+        self._shards = Shards()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -216,20 +203,16 @@ class DendriteCallback(pl.Callback):
         if self._stage == "fit":
             self._start_anew()
             host.refuse_unsupported(trainer, self.monitor, grows_on_load)
+        self._shards.begin(trainer, pl_module, self._attach if self._stage == "fit" else None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
         host.refuse_optimizers(trainer)
         self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
-        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
-        self.network = network
+        network = self._attach(trainer, pl_module)
         for reason in dict.fromkeys(network.skipped.values()):
             names = [f"'{name}'" for name, other in network.skipped.items() if other == reason]
             self._say(trainer, f"no dendrites for {', '.join(names)}: {reason}")
-        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
-        # had dendrites before hold the same.
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
-        self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
         self._initial = optimizers.OptimizerSettings(trainer)
         if self._resumed is not None:
             self._machine.load_state_dict(self._resumed["machine"])
@@ -237,6 +220,15 @@ class DendriteCallback(pl.Callback):
             optimizers.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
         self._display = Display(trainer, self.monitor, self.mode, self._shown, progress=self._verbose)
         self._begun = self._fitting = True
+
+    def _attach(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DendriticNetwork:
+        network = self.network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation)
+        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
+        # had dendrites before hold the same.
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.output_weights())
+        self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
+        self._shards.begin_training(network)
+        return network
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on in the phase that a checkpoint was saved in."""
@@ -264,16 +256,20 @@ class DendriteCallback(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Undo whatever is still in place."""
         self._let_go()
+        self._shards.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
+        self._shards.end()
         if not self._fitting:
             return
-        checkpoint: dict[str, Any] = {"optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers]}
-        self.on_save_checkpoint(trainer, pl_module, checkpoint)
-        checkpoint["state_dict"] = model_weights(pl_module)
-        self._interrupted = {"callback": self.state_dict(), "checkpoint": checkpoint}
-        self._finish(trainer, pl_module, self.stop_reason or f"interrupted by {type(exception).__name__}")
+        alone = not is_sharded(pl_module)  # else all processes read and write weights together, and some are elsewhere
+        if alone:
+            checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
+            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+            checkpoint["state_dict"] = model_weights(pl_module)
+            self._interrupted = {"callback": self.state_dict(), "checkpoint": checkpoint}
+        self._finish(trainer, pl_module, self.stop_reason or f"interrupted by {type(exception).__name__}", alone)
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -289,6 +285,8 @@ class DendriteCallback(pl.Callback):
         elif self.phase == "correlation" and batch_idx == 0:
             assert self.network is not None
             self.network.reset_correlations()
+        if self._correlation is not None:
+            self._correlation.begin_batch()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no mistake."""
@@ -302,6 +300,8 @@ class DendriteCallback(pl.Callback):
         """Let the candidates learn from what this backward pass showed to all processes."""
         if self._correlation is not None:
             self._correlation.end_backward()
+        else:
+            self._shards.average_gradients()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -350,7 +350,7 @@ class DendriteCallback(pl.Callback):
     def _begin_correlation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
-        with optimizers.following(trainer.optimizers, self.network):
+        with changing(trainer, self.network):
             self._best.restore(pl_module)
         self._commit()
         self._start_candidates(trainer)
@@ -372,7 +372,7 @@ class DendriteCallback(pl.Callback):
     def _begin_base(self, trainer: pl.Trainer, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
-        with optimizers.following(trainer.optimizers, self.network):
+        with changing(trainer, self.network):
             taken = self.network.integrate()
         self._let_go()
         for name in sorted(set(self.network.targets) - set(taken)):
@@ -394,12 +394,13 @@ class DendriteCallback(pl.Callback):
         self._machine.commit()
         self._display.begin_phase(self._machine)
 
-    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str, restore: bool = True) -> None:
         assert self.network is not None
         self._record(trainer, reason)
         self._let_go()
-        with optimizers.following(trainer.optimizers, self.network):
-            self._best.restore(pl_module)
+        if restore:
+            with changing(trainer, self.network):
+                self._best.restore(pl_module)
         self._machine.wind_up()
         assert self._display is not None
         self._display.end_fit(trainer, self._machine, self.network)
@@ -460,11 +461,10 @@ class DendriteCallback(pl.Callback):
             raise MisconfigurationException(
                 f"the checkpoint's DendriteCallback state cannot be read: {error}"
             ) from error
-        if self._fitting:  # a learning rate finder within a fit puts back what it disturbed
-            if self._correlation is not None and state_dict["correlation"] is not None:
-                self._correlation.load_state_dict(state_dict["correlation"])
-        else:
+        if self._correlation is None:
             self._resumed = dict(state_dict)
+        elif state_dict["correlation"] is not None:  # a learning rate finder puts back what it disturbed
+            self._correlation.load_state_dict(state_dict["correlation"])
         self._begun = True
         self._machine.load_state_dict(state_dict["machine"])
         self.history = [dict(record) for record in state_dict["history"]]
@@ -488,8 +488,9 @@ class DendriteCallback(pl.Callback):
         if self._correlation is not None:
             self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
             checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
-            checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
-        checkpoint[_CHECKPOINT_KEY] = optimizers.parameter_names(trainer.optimizers, pl_module)
+            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+        checkpoint[_CHECKPOINT_KEY] = saved_parameter_names(trainer.optimizers, pl_module)
+        checkpoint[SHARDED_KEY] = is_sharded(pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -294,7 +294,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def launch(folder: Path, *names: str) -> Iterator[Callable[[float], list[tuple[int, str]]]]:
+def launch(
+    folder: Path, *names: str, module: str = "tests.together"
+) -> Iterator[Callable[[float], list[tuple[int, str]]]]:
     """Two processes, as a cluster would start them for Lightning; whatever happens, they end with the block.
 
     What comes is a function that waits for both at most so many seconds: exit status and what was written to stderr.
@@ -319,7 +321,7 @@ def launch(folder: Path, *names: str) -> Iterator[Callable[[float], list[tuple[i
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(ROOT),
             }
-            command = [sys.executable, "-m", "tests.together", str(folder), *names]
+            command = [sys.executable, "-m", module, str(folder), *names]
             with path.open("w") as file:
                 processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
         yield wait
