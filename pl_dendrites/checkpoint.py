@@ -6,7 +6,6 @@ import io
 import pickle
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,12 +117,11 @@ def _remove(path: Path) -> None:
 
 
 def _read(path: str | Path, map_location: Any) -> dict[str, Any]:
-    with nullcontext() if Path(path).is_dir() else fsspec.open(str(path), "rb") as file:
+    if Path(path).is_dir():
+        return read_folder(Path(path))
+    with fsspec.open(str(path), "rb") as file:
         try:
-            if file is None:
-                checkpoint = read_folder(Path(path))
-            else:
-                checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
         except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"'{path}' cannot be read as a checkpoint: {error or 'it is empty'}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
@@ -139,8 +137,9 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
 
     Args:
         model_class: the user's class.
-        path: a checkpoint that a Trainer with a ``DendriteCallback`` wrote, at any time; local or any address that
-            ``fsspec`` opens. Only tensors and plain values are read (``weights_only=True``).
+        path: a checkpoint that a Trainer with a ``DendriteCallback`` wrote, at any time: a file, local or at any
+            address that ``fsspec`` opens, or a local folder that ``ModelParallelStrategy`` wrote. Only tensors and
+            plain values are read (``weights_only=True``).
         **kwargs: for ``model_class.load_from_checkpoint``: ``map_location``, ``hparams_file``, ``strict``, or arguments
             of the model that override the saved ones.
 

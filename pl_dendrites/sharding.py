@@ -33,7 +33,7 @@ if torch.distributed.is_available():
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
     from torch.distributed.fsdp import FSDPModule, fully_shard
-    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 __all__ = [
     "SHARDED_KEY",
@@ -59,8 +59,8 @@ def is_sharded(module: nn.Module) -> bool:
 
 def _refuse_layers(trainer: pl.Trainer, model: nn.Module) -> None:
     reasons: dict[str, list[str]] = {}
-    for name, layer in model.named_modules():
-        reason = _why_not(model, name, layer, trainer) if "dendrites" in layer._modules else ""
+    for name, layer, dendrites in _layers(model):
+        reason = _why_not(trainer, layer, dendrites, _manager(model, name))
         if reason:
             reasons.setdefault(reason, []).append(f"'{plain_name(name)}'")
     if reasons:
@@ -68,17 +68,22 @@ def _refuse_layers(trainer: pl.Trainer, model: nn.Module) -> None:
         raise MisconfigurationException(f"dendrites cannot grow with {type(trainer.strategy).__name__} on\n{found}")
 
 
-def _why_not(model: nn.Module, name: str, layer: nn.Module, trainer: pl.Trainer) -> str:
-    weight, dtype = weight_of(layer), host.computing_dtype(_manager(model, name))
+def _why_not(trainer: pl.Trainer, layer: nn.Module, dendrites: Dendrites, manager: nn.Module) -> str:
+    weight, dtype = weight_of(layer), host.computing_dtype(manager)
     if not isinstance(weight, DTensor):
         return (
             "its parameters are not sharded, and nobody averages their gradients. Call `fully_shard` in"
             " `configure_model` on the layer or a module around it, or name it in `exclude`."
         )
-    if weight.device_mesh.size() != trainer.world_size or tuple(weight.placements) != (Shard(0),):
+    if weight.device_mesh.ndim > 1 or weight.device_mesh.size() != trainer.world_size:
         return (
-            f"it is laid out as {weight.placements} over {weight.device_mesh.size()} of {trainer.world_size} processes."
-            " Shard it with `fully_shard(..., mesh=self.device_mesh['data_parallel'])` and nothing else."
+            f"it is shared out over {weight.device_mesh}, and not simply over all {trainer.world_size} processes. Call"
+            " `fully_shard(..., mesh=self.device_mesh['data_parallel'])`."
+        )
+    if any(isinstance(own, DTensor) and own.placements[0].is_shard() for own in dendrites.weights):
+        return (
+            "it had dendrites when it was sharded, and can have no more. Shard the model without them, and go on from a"
+            " checkpoint that such a fit saved."
         )
     if dtype not in (None, weight.dtype):
         return (
@@ -114,7 +119,7 @@ def changing(trainer: pl.Trainer, network: DendriticNetwork) -> Iterator[None]:
 
 @contextmanager
 def _whole(model: nn.Module) -> Iterator[None]:
-    for _, dendrites in _dendrites(model):
+    for _, _, dendrites in _layers(model):
         if isinstance(dendrites.nodes, FSDPModule):
             dendrites.nodes.unshard()
     yield
@@ -122,7 +127,7 @@ def _whole(model: nn.Module) -> Iterator[None]:
 
 
 def _shard(model: nn.Module) -> None:
-    for layer, dendrites in _dendrites(model):
+    for _, layer, dendrites in _layers(model):
         weight, nodes = weight_of(layer), dendrites.nodes
         if nodes is None or not isinstance(weight, DTensor):
             continue
@@ -137,9 +142,13 @@ def _shard(model: nn.Module) -> None:
             fully_shard(nodes, mesh=mesh, reshard_after_forward=True)
 
 
-def _dendrites(model: nn.Module) -> list[tuple[nn.Module, Dendrites]]:
-    layers = [(module, module._modules.get("dendrites")) for module in model.modules()]
-    return [(layer, dendrites) for layer, dendrites in layers if isinstance(dendrites, Dendrites)]
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module, Dendrites]]:
+    layers = [(name, module, module._modules.get("dendrites")) for name, module in model.named_modules()]
+    return [(name, layer, dendrites) for name, layer, dendrites in layers if isinstance(dendrites, Dendrites)]
+
+
+def _counts(model: nn.Module) -> list[int]:
+    return [dendrites.count for _, _, dendrites in _layers(model)]
 
 
 def reshard(model: nn.Module) -> None:
@@ -183,10 +192,11 @@ class Shards:
 
         def grow(path: str | Path) -> None:
             reshard(module)
-            weights = _weights_to_load(Path(path), fitting=attach is not None)
+            weights = _weights_to_load(Path(self._ranks.first(path)), fitting=attach is not None)
+            before = _counts(module)
             with _whole(module):
                 restore_structure(module, weights)
-            if attach is not None:
+            if attach is not None and _counts(module) != before:
                 attach(trainer, module)
 
         self._ranks = Ranks(trainer)
@@ -272,11 +282,9 @@ def scatter_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
         module: the model; it grows or shrinks to fit.
         weights: of the same model, with any number of dendrites; in processes but the first, shards are not read.
     """
-    for name, layer in module.named_modules():
-        dendrites = layer._modules.get("dendrites")
-        if isinstance(dendrites, Dendrites):
-            path = f"{name}.dendrites.weights." if name else "dendrites.weights."
-            dendrites.resize(layer, sum(key.startswith(path) for key in weights))
+    for name, layer, dendrites in _layers(module):
+        path = f"{name}.dendrites.weights." if name else "dendrites.weights."
+        dendrites.resize(layer, sum(key.startswith(path) for key in weights))
     _shard(module)
     for key, value in module.state_dict().items():
         given = weights[key]
@@ -311,7 +319,12 @@ def read_folder(path: Path) -> dict[str, Any]:
 
     Args:
         path: a folder.
+
+    Raises:
+        ValueError: if it is no checkpoint.
     """
+    if not (path / host.METADATA_FILE).is_file():
+        raise ValueError(f"'{path}' cannot be read as a checkpoint: it is a folder without '{host.METADATA_FILE}'")
     checkpoint: dict[str, Any] = torch.load(path / host.METADATA_FILE, map_location="cpu", weights_only=True)
     return checkpoint | {"state_dict": _weights_of_folder(path, lambda key: True)}
 
@@ -343,8 +356,6 @@ def _weights_to_load(path: Path, fitting: bool) -> dict[str, Any]:
     if fitting and any(map(is_dendrite_key, weights)) and not checkpoint.get(SHARDED_KEY):
         raise MisconfigurationException(
             f"'{path}' was saved by a fit that did not shard the model, and has optimizer states by position, which"
-            " Lightning would give to other parameters here. Go on with the strategy that it was saved under, or start"
-            " a new fit from its weights: `pl_dendrites.restore_structure` and `load_state_dict` in `configure_model`,"
-            " before `fully_shard`."
+            " Lightning would give to other parameters here. Go on with the strategy that it was saved under."
         )
     return weights

@@ -10,12 +10,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pl_dendrites import load_from_checkpoint
+from pl_dendrites.core import attach
 from tests.models import QUIET, loaders, quick, same_bits
 from tests.sharded import SETTINGS, Linears, fit, strategy
 from tests.test_ddp import assert_close, difference
@@ -125,6 +125,12 @@ class Recurrent(Net):
         fully_shard(self, mesh=self.device_mesh["data_parallel"])
 
 
+class Grown(Linears):
+    def configure_model(self) -> None:
+        attach(self).layers["net.0"].resize(self.net[0], 1)
+        super().configure_model()
+
+
 class Casting(Net):
     def configure_model(self) -> None:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
@@ -136,13 +142,12 @@ class OtherMesh(Net):
         fully_shard(self.net, mesh=self.device_mesh["data_parallel", "tensor_parallel"])
 
 
-class Elsewhere(ModelParallelStrategy):
-    """A device that parameters are not on, as with ``CPUOffloadPolicy`` on a GPU."""
+class Elsewhere(Linears):
+    """A Trainer whose device its parameters are not on, as with ``CPUOffloadPolicy`` on a GPU."""
 
-    @property
-    def root_device(self) -> torch.device:
-        ready = self._optimizers and self.lightning_module.trainer.state.stage is not None
-        return torch.device("meta") if ready else super().root_device
+    def configure_optimizers(self) -> Any:
+        self.trainer.strategy.parallel_devices = [torch.device("meta")]
+        return super().configure_optimizers()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +155,9 @@ class Elsewhere(ModelParallelStrategy):
     [
         (Half, "'net.2': its parameters are not sharded.*Call `fully_shard`"),
         (Casting, r"'net.0', 'net.2': its `MixedPrecisionPolicy`.*precision='bf16-mixed'"),
-        (OtherMesh, r"'net.0', 'net.2': it is laid out as .*Shard it with `fully_shard"),
+        (OtherMesh, r"'net.0', 'net.2': it is shared out over .*mesh=self.device_mesh\['data_parallel'\]"),
+        (Grown, "'net.0': it had dendrites when it was sharded"),
+        (Elsewhere, "'net.0', 'net.2': its parameters wait on another device.*`CPUOffloadPolicy`"),
     ],
 )
 def test_layers_that_cannot_grow(model: type[Net], says: str, alone: dict[str, Any]) -> None:
@@ -161,6 +168,11 @@ def test_layers_that_cannot_grow(model: type[Net], says: str, alone: dict[str, A
 def test_layers_whose_dendrites_would_be_copies(alone: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"(?s)\['LSTM'\].*'lstm' \(LSTM\): processes share out its weights"):
         L.Trainer(callbacks=[quick(targets=["LSTM"])], **alone).fit(Recurrent(), *loaders())
+
+
+def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it is a folder without 'meta.pt'"):
+        load_from_checkpoint(Linears, tmp_path)
 
 
 def test_a_grown_checkpoint_of_another_strategy(runs: Any, alone: dict[str, Any]) -> None:
