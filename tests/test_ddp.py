@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -184,7 +184,6 @@ def strategy_of(kind: type[Strategy], name: str = "", **kwargs: Any) -> Strategy
     ("strategy", "says"),
     [
         (strategy_of(FSDPStrategy), "FSDPStrategy: it lays out parameters flat"),
-        (strategy_of(ModelParallelStrategy), "ModelParallelStrategy: it shards parameters"),
         (strategy_of(DDPStrategy, "DeepSpeedStrategy"), "DeepSpeedStrategy: it hands the optimizer's parameters"),
         (strategy_of(DDPStrategy, "XLAStrategy"), "XLAStrategy: it traces a network of fixed size"),
         (strategy_of(ParallelStrategy, "Foreign"), "Foreign: it is not known to take in"),

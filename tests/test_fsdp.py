@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     two = {name: [torch.load(folder / f"{name} {rank}.pt", **load) for rank in range(2)] for name in SETTINGS}
     assert [status > 0 for status, _ in errors] == [True, True], "one dies, the other ends with an error"
     return folder, one, two
+
+
+@pytest.fixture
+def alone() -> Iterator[dict[str, Any]]:
+    """Settings of a Trainer with a single process, in this one, that shards all the same."""
+    yield QUIET | {"devices": 1, "max_epochs": 1, "strategy": strategy(data_parallel_size=1)}
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -84,6 +93,15 @@ def test_one_process_goes_on_from_a_file_of_two(epoch: int, runs: Any, tmp_path:
     assert_close(fit(SETTINGS["files"], None, tmp_path, folder / "files" / f"epoch={epoch}.ckpt"), one["files"])
 
 
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_resumed_with_another_number_of_processes(name: str, runs: Any, tmp_path: Path) -> None:
+    folder, one, _ = runs
+    of_one = {"devices": 1, "strategy": strategy(data_parallel_size=1, **SETTINGS[name].strategy)}
+    setting = replace(SETTINGS[name], trainer=SETTINGS[name].trainer | of_one | {"use_distributed_sampler": False})
+    assert_close(fit(setting, None, tmp_path, folder / name / "epoch=5.ckpt"), one[name])
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_best_network_loads_anywhere(name: str, runs: Any) -> None:
     folder, _, two = runs
@@ -101,14 +119,6 @@ def test_the_best_network_loads_anywhere(name: str, runs: Any) -> None:
 def test_tensor_parallelism(runs: Any) -> None:
     for rank in range(2):
         assert "cannot work with tensor parallelism" in (runs[0] / f"refused {rank}.txt").read_text()
-
-
-@pytest.fixture
-def alone() -> Iterator[dict[str, Any]]:
-    """Settings of a Trainer with a single process, in this one, that shards all the same."""
-    yield QUIET | {"devices": 1, "max_epochs": 1, "strategy": strategy(data_parallel_size=1)}
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 class Half(Net):

@@ -34,11 +34,12 @@ def test_every_block_in_the_order_of_the_page(capsys: pytest.CaptureFixture[str]
     exec(BLOCKS[1], names)
     names |= {"net": Classifier(), "state_dict": torch.load("best.ckpt", weights_only=True)["state_dict"]}
     exec(BLOCKS[2], names)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     parts = {"encoder": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), "rnn": nn.LSTM(3, 3)}
     exec(BLOCKS[3], names | {"model": nn.ModuleDict(parts)})
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["encoder.1", "rnn"]
     exec(BLOCKS[4], names | {"nn": nn})
     assert 'strategy="ddp"' in BLOCKS[5], "which would start processes; tests/test_ddp.py does"
+    assert "strategy=strategy" in BLOCKS[6], "and tests/test_fsdp.py"
     x = torch.randn(5, 4)
     assert torch.equal(names["net"].eval()(x), names["model"].eval()(x))
