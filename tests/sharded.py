@@ -58,7 +58,8 @@ class Convolution(Linears):
             optimizer.zero_grad()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.2)
+        rates = zip((self.net[0], self.net[3]), (0.2, 0.3), strict=True)
+        return torch.optim.SGD([{"params": layer.parameters(), "lr": rate} for layer, rate in rates])
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -66,16 +67,17 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 class Trail(L.Callback):
-    """After each batch, all parameters and all that candidates are."""
+    """After each batch, all parameters and all that candidates are; and phases with and without gradients."""
 
     def __init__(self, dendrites: Any) -> None:
-        self.dendrites, self.values = dendrites, []
+        self.dendrites, self.values, self.gradients = dendrites, [], set()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: whole(p) for name, p in pl_module.named_parameters()}
         for name, pool in self.dendrites.network.candidate_state().items():
             values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
         self.values.append(values)
+        self.gradients |= {(self.dendrites.phase, p.grad is not None) for p in pl_module.parameters()}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Setting:
     callback: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     validation: int = 0  # seed of the data; 0: that of training, so that sets of dendrites help
+    saved: int = 1  # epochs from one checkpoint to the next; saving one brings a model's shards back into place
     resumed: tuple[int, ...] = ()  # from the checkpoints of these epochs of its own
 
 
@@ -98,7 +101,7 @@ SETTINGS = {
         trainer={"gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
         resumed=(1, 2, 6),
     ),
-    "folders": Setting(Convolution, callback={"max_tries": 1}, validation=4, resumed=(5,)),
+    "folders": Setting(Convolution, callback={"max_tries": 1}, validation=2, saved=3, resumed=(5,)),
 }
 
 
@@ -118,7 +121,9 @@ def fit(
         torch.manual_seed(1 + (rank or 0))  # what is random from here on differs between processes
         dendrites = quick(**({"dirpath": folder} | setting.callback))
         trail = Trail(dendrites)
-        saver = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=1)
+        saver = ModelCheckpoint(
+            folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=setting.saved
+        )
         trainer = trainer_of(setting, rank, dendrites, trail, saver, *callbacks)
         train, val = loaders(setting, rank)
         trainer.fit(model, train, val, ckpt_path=ckpt_path)
@@ -128,6 +133,7 @@ def fit(
         "history": dendrites.history,
         "stop": dendrites.stop_reason,
         "trail": trail.values,
+        "gradients": trail.gradients,
     }
 
 

@@ -55,7 +55,7 @@ def test_two_processes_are_one_with_their_global_batch(name: str, runs: Any) -> 
     assert len(trail) == len(reference) >= 40
     assert max(map(difference, trail, reference)) < 1e-9, "after every batch, candidates included"
     accepted = [record["accepted"] for record in one[name]["history"] if record["accepted"] is not None]
-    assert accepted == {"files": [True, True], "folders": [True, False, False]}[name]
+    assert accepted == {"files": [True, True], "folders": [True, False, True]}[name]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -74,6 +74,13 @@ def test_each_process_holds_its_part_of_the_dendrites(name: str, runs: Any) -> N
     for key in nodes:
         assert first["here"][key] + second["here"][key] == first["weights"][key].numel()
         assert second["here"][key] > 0
+
+
+def test_where_the_network_stands_still_it_has_no_gradients(runs: Any) -> None:
+    for name, results in runs[2].items():
+        for run in [results[0]["whole"], *(results[0][f"from {epoch}"] for epoch in SETTINGS[name].resumed)]:
+            assert ("correlation", True) not in run["gradients"]
+            assert ("correlation", False) in run["gradients"]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
