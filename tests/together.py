@@ -371,18 +371,18 @@ class Death(L.Callback):
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """One process of two: run the settings named, one after another, and save what came out."""
+    """One process of two: run the settings named, one after another, and save what came out; the last may be its end."""
     rank = int(os.environ["LOCAL_RANK"])
     nn.SyncBatchNorm.forward = _synchronised
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
-    if names[0] in DEATHS:
-        fit(SETTINGS["automatic"], rank, folder / names[0], death=names[0])
-        return
-    try:
-        fit(Setting(missing=1), rank, folder / "missing")
-    except MisconfigurationException as error:
-        (folder / f"missing {rank}.txt").write_text(str(error))
+    if names[0] not in DEATHS:
+        try:
+            fit(Setting(missing=1), rank, folder / "missing")
+        except MisconfigurationException as error:
+            (folder / f"missing {rank}.txt").write_text(str(error))
     for name in names:
+        if name in DEATHS:
+            fit(SETTINGS["automatic"], rank, folder / name, death=name)
         setting = SETTINGS[name]
         results = {"whole": fit(setting, rank, folder / name)}
         for epoch in setting.resumed:
