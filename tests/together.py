@@ -371,7 +371,7 @@ class Death(L.Callback):
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """One process of two: run the settings named, one after another, and save what came out; the last may be its end."""
+    """One process of two: run settings one after another and save what came out; the last may be a death."""
     rank = int(os.environ["LOCAL_RANK"])
     nn.SyncBatchNorm.forward = _synchronised
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
