@@ -26,6 +26,7 @@ from pl_dendrites.monitor import Display
 from pl_dendrites.ranks import Ranks
 from pl_dendrites.report import write_report
 from pl_dendrites.score import Score
+from pl_dendrites.sharding import SHARDED_KEY, Shards, changing, is_sharded, saved_parameter_names
 from pl_dendrites.state import STATE_FORMAT, check_state
 from pl_dendrites.status import Status
 
@@ -142,6 +143,7 @@ class DendriteCallback(Status):
         self._machine_settings = machine_settings(arguments)
         self._rule = {"monitor": monitor, "mode": mode, "learning": learning}
         self._stage = ""
+        self._shards = Shards()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -179,28 +181,34 @@ class DendriteCallback(Status):
         if self._stage == "fit":
             self._start_anew()
             host.refuse_unsupported(trainer, self.monitor, grows_on_load)
+        self._shards.begin(trainer, pl_module, self._attach if self._stage == "fit" else None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
         host.refuse_optimizers(trainer)
         self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
-        live = self._rule["learning"] != "correlation"
-        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation, live)
-        self.network, self._reach = network, network.reach()
+        network = self._attach(trainer, pl_module)
         for reason, names in by_reason(network.skipped).items():
             self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
-        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
-        # had dendrites before hold the same.
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
-        self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
         self._initial = optimizers.OptimizerSettings(trainer)
-        if self._resumed is not None:
+        if self._resumed is not None and self._reach is not None:
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
             self._reach.add(self._resumed["reached"])
             optimizers.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
         self._display = Display(trainer, self.monitor, self.mode, self._shown, progress=self._verbose)
         self._begun = self._fitting = True
+
+    def _attach(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DendriticNetwork:
+        live = self._rule["learning"] != "correlation"
+        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation, live)
+        self.network, self._reach = network, network.reach()
+        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
+        # had dendrites before hold the same.
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
+        self._machine = PhaseMachine(**self._machine_settings, dendrites=network.num_dendrites)
+        self._shards.begin_training(network)
+        return network
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on in the phase that a checkpoint was saved in."""
@@ -228,16 +236,20 @@ class DendriteCallback(Status):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Undo whatever is still in place."""
         self._let_go()
+        self._shards.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
+        self._shards.end()
         if not self._fitting:
             return
-        checkpoint: dict[str, Any] = {"optimizer_states": [optimizer.state_dict() for optimizer in trainer.optimizers]}
-        self.on_save_checkpoint(trainer, pl_module, checkpoint)
-        checkpoint["state_dict"] = model_weights(pl_module)
-        self._interrupted = {"callback": self.state_dict(), "checkpoint": checkpoint}
-        self._finish(trainer, pl_module, self.stop_reason or f"interrupted by {type(exception).__name__}")
+        alone = not is_sharded(pl_module)  # else all processes read and write weights together, and some are elsewhere
+        if alone:
+            checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
+            self.on_save_checkpoint(trainer, pl_module, checkpoint)
+            checkpoint["state_dict"] = model_weights(pl_module)
+            self._interrupted = {"callback": self.state_dict(), "checkpoint": checkpoint}
+        self._finish(trainer, pl_module, self.stop_reason or f"interrupted by {type(exception).__name__}", alone)
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -253,6 +265,8 @@ class DendriteCallback(Status):
         elif self.phase == "correlation" and batch_idx == 0:
             assert self.network is not None
             self.network.reset_correlations()
+        if self._correlation is not None:
+            self._correlation.begin_batch()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no mistake."""
@@ -266,7 +280,9 @@ class DendriteCallback(Status):
         """Let the candidates learn from what this backward pass showed to all processes."""
         if self._correlation is not None:
             self._correlation.end_backward()
-        elif self._reach is not None:
+            return
+        self._shards.average_gradients()
+        if self._reach is not None:
             self._reach.look()
 
     def on_train_batch_end(
@@ -321,7 +337,7 @@ class DendriteCallback(Status):
     def _begin_correlation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
-        with optimizers.following(trainer.optimizers, self.network):
+        with changing(trainer, self.network):
             self._best.restore(pl_module)
         self._commit()
         self._start_candidates(trainer)
@@ -339,7 +355,7 @@ class DendriteCallback(Status):
     def _begin_base(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
-        with optimizers.following(trainer.optimizers, self.network):
+        with changing(trainer, self.network):
             if decision.kind == "integrate":
                 taken = list(self.network.integrate())
             else:
@@ -368,12 +384,13 @@ class DendriteCallback(Status):
         self._machine.commit()
         self._display.begin_phase(self._machine)
 
-    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str) -> None:
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reason: str, restore: bool = True) -> None:
         assert self.network is not None
         self._record(trainer, reason)
         self._let_go()
-        with optimizers.following(trainer.optimizers, self.network):
-            self._best.restore(pl_module)
+        if restore:
+            with changing(trainer, self.network):
+                self._best.restore(pl_module)
         self._machine.wind_up()
         assert self._display is not None
         self._display.end_fit(trainer, self._machine, self.network)
@@ -443,11 +460,10 @@ class DendriteCallback(Status):
             raise MisconfigurationException(
                 f"the checkpoint's DendriteCallback state cannot be read: {error}"
             ) from error
-        if self._fitting:  # a learning rate finder within a fit puts back what it disturbed
-            if self._correlation is not None and state_dict["correlation"] is not None:
-                self._correlation.load_state_dict(state_dict["correlation"])
-        else:
+        if self._correlation is None:
             self._resumed = dict(state_dict)
+        elif state_dict["correlation"] is not None:  # a learning rate finder puts back what it disturbed
+            self._correlation.load_state_dict(state_dict["correlation"])
         self._begun = True
         self._machine.load_state_dict(state_dict["machine"])
         self.history = [dict(record) for record in state_dict["history"]]
@@ -471,8 +487,9 @@ class DendriteCallback(Status):
         if self._correlation is not None:
             self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
             checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
-            checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
-        checkpoint[_CHECKPOINT_KEY] = optimizers.parameter_names(trainer.optimizers, pl_module)
+            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+        checkpoint[_CHECKPOINT_KEY] = saved_parameter_names(trainer.optimizers, pl_module)
+        checkpoint[SHARDED_KEY] = is_sharded(pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pl_dendrites.core.network import restore_structure
 from pl_dendrites.core.structure import is_dendrite_key
+from pl_dendrites.sharding import gather_weights, is_sharded, read_folder, scatter_weights
 
 __all__ = ["BestModel", "load_from_checkpoint", "model_weights", "read_checkpoint"]
 
@@ -23,7 +25,9 @@ ModelT = TypeVar("ModelT", bound=pl.LightningModule)
 
 
 def model_weights(module: pl.LightningModule) -> dict[str, Any]:
-    """A copy on the CPU of what a checkpoint holds of a model."""
+    """A copy on the CPU of what a checkpoint holds of a model; of a sharded one, see :mod:`pl_dendrites.sharding`."""
+    if is_sharded(module):
+        return gather_weights(module)
     return {
         key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
         for key, value in module.state_dict().items()
@@ -61,7 +65,9 @@ class BestModel:
 
     def restore(self, module: pl.LightningModule) -> None:
         """Load the best network into the model, if there is one; the model grows or shrinks to fit."""
-        if self._weights is not None:
+        if self._weights is not None and is_sharded(module):
+            scatter_weights(module, self._weights)
+        elif self._weights is not None:
             module.load_state_dict(self._weights, strict=module.strict_loading)
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,23 +92,42 @@ def _save_whole(trainer: pl.Trainer, path: str) -> None:
     try:
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
-            part.replace(local)
+            _replace(part, Path(local))
     except BaseException:
         if trainer.is_global_zero:  # another process that fails must not take it from this one
-            part.unlink(missing_ok=True)
+            _remove(part)
         raise
+
+
+def _replace(part: Path, path: Path) -> None:
+    old = Path(f"{path}.old")
+    if part.is_dir() or path.is_dir():  # a folder takes nobody's place in one step
+        _remove(old)
+        if path.exists():
+            path.rename(old)
+    part.replace(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
     """A checkpoint of a Trainer; only tensors and plain values are read.
 
     Args:
-        path: local, or any address that ``fsspec`` opens.
+        path: a file, local or at any address that ``fsspec`` opens, or a local folder.
         map_location: as for ``torch.load``.
 
     Raises:
         ValueError: if the file is no whole checkpoint.
     """
+    if Path(path).is_dir():
+        return read_folder(Path(path))
     with fsspec.open(str(path), "rb") as file:
         try:
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
@@ -121,8 +146,9 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
 
     Args:
         model_class: the user's class.
-        path: a checkpoint that a Trainer with a ``DendriteCallback`` wrote, at any time; local or any address that
-            ``fsspec`` opens. Only tensors and plain values are read (``weights_only=True``).
+        path: a checkpoint that a Trainer with a ``DendriteCallback`` wrote, at any time: a file, local or at any
+            address that ``fsspec`` opens, or a local folder that ``ModelParallelStrategy`` wrote. Only tensors and
+            plain values are read (``weights_only=True``).
         **kwargs: for ``model_class.load_from_checkpoint``: ``map_location``, ``hparams_file``, ``strict``, or arguments
             of the model that override the saved ones.
 

@@ -14,6 +14,7 @@ from pl_dendrites.core.joint import JointLearning
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.host import StandStill, gradient_scaler
 from pl_dendrites.ranks import Ranks
+from pl_dendrites.sharding import reshard
 
 __all__ = ["CorrelationPhase", "adam"]
 
@@ -53,6 +54,7 @@ class CorrelationPhase:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
+        reshard(network.model)
         # A generator of its own: the user's random numbers stay what they are without dendrites.
         network.start_candidates(
             pool,
@@ -89,6 +91,10 @@ class CorrelationPhase:
     def learning_rate(self) -> float:
         """Of the candidates, or the first of them if their optimizer has several."""
         return float(self._optimizer.param_groups[0]["lr"])
+
+    def begin_batch(self) -> None:
+        """Forget steps since the last batch: saving a sharded model may step an optimizer, to see what it remembers."""
+        self._host.stepped = False
 
     def begin_backward(self) -> None:
         """Let the error be seen by those layers alone whose weights this backward pass would train."""

@@ -18,9 +18,12 @@ from torch.optim import Optimizer
 from pl_dendrites.optimizers import OptimizerSettings
 
 __all__ = [
+    "METADATA_FILE",
+    "BeforeLoading",
     "ProgressBar",
     "StandStill",
     "bar_aside",
+    "computing_dtype",
     "gradient_scaler",
     "is_validated",
     "logged_hyperparameters",
@@ -28,11 +31,14 @@ __all__ = [
     "logs_default_result",
     "refuse_optimizers",
     "refuse_unsupported",
+    "shards",
     "unwrap",
     "wrap",
     "write_hyperparameters",
 ]
 
+# In the folder of a checkpoint that each process writes a part of: all but weights and optimizer states.
+METADATA_FILE = "meta.pt"
 _REFUSED = {
     "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
     " second fit of the grown model.",
@@ -45,12 +51,14 @@ _REFUSED = {
 }
 _REFUSED_STRATEGIES = {  # some of them are kinds of DDPStrategy
     "FSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
-    "ModelParallelStrategy": "shards parameters before training and does not know those of new dendrites",
     "DeepSpeedStrategy": "hands the optimizer's parameters to an engine that cannot take in those of new dendrites",
     "XLAStrategy": "traces a network of fixed size, and this one grows",
     "XLAFSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
     "SingleDeviceXLAStrategy": "traces a network of fixed size, and this one grows",
 }
+
+
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
 
 
 def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -> None:
@@ -65,6 +73,7 @@ def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -
         MisconfigurationException: says what is in the way and what to do.
     """
     _refuse_strategy(trainer.strategy)
+    _refuse_model_parallel(trainer)
     if _is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") and not grows_on_load:
         raise MisconfigurationException(
             "With ddp_spawn, ddp_fork and ddp_notebook Lightning loads the trained weights into the model of the first"
@@ -90,12 +99,28 @@ def _refuse_strategy(strategy: Any) -> None:
     reason = next((reason for name, reason in _REFUSED_STRATEGIES.items() if _is_a(strategy, name)), None)
     if reason is None and getattr(strategy, "_ddp_comm_state", None) is not None:
         reason = "has a communication hook that remembers gradients of a network of fixed size (`ddp_comm_state`)"
-    if reason is None and not (_is_a(strategy, "SingleDeviceStrategy") or _is_a(strategy, "DDPStrategy")):
+    if reason is None and not any(_is_a(strategy, name) for name in _STRATEGIES):
         reason = "is not known to take in parameters that arrive during training"
     if reason is not None:
         raise MisconfigurationException(
             f"DendriteCallback cannot work with {type(strategy).__name__}: it {reason}. Use `Trainer(devices=1)` or"
             " `Trainer(strategy='ddp')`."
+        )
+
+
+def _refuse_model_parallel(trainer: pl.Trainer) -> None:
+    strategy: Any = trainer.strategy
+    if not shards(trainer):
+        return
+    if strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise MisconfigurationException(
+            "DendriteCallback cannot work with tensor parallelism: no process would see all of a layer's neurons. Use"
+            " `ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`."
+        )
+    if any(_is_a(callback, "OnExceptionCheckpoint") for callback in _callbacks(trainer)):
+        raise MisconfigurationException(
+            f"OnExceptionCheckpoint cannot save with {type(strategy).__name__}: a checkpoint takes all processes, and"
+            " after an exception some are elsewhere. Remove it, and let ModelCheckpoint save often enough."
         )
 
 
@@ -225,6 +250,39 @@ def is_validated(trainer: pl.Trainer, metric: str) -> bool:
     """
     own = metric in trainer._logger_connector.metrics["callback"]
     return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
+
+
+def shards(trainer: pl.Trainer) -> bool:
+    """Whether a Trainer's model shards its parameters."""
+    return _is_a(trainer.strategy, "ModelParallelStrategy")
+
+
+def computing_dtype(module: Any) -> torch.dtype | None:
+    """The type that a module which went through ``fully_shard`` casts its parameters to; ``None``: it casts none."""
+    state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+    dtype: torch.dtype | None = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
+    return dtype
+
+
+class BeforeLoading:
+    """Does something with the path of a checkpoint before a strategy loads it.
+
+    Args:
+        trainer: the Trainer.
+        prepare: called with the path.
+    """
+
+    def __init__(self, trainer: pl.Trainer, prepare: Callable[[str], None]) -> None:
+        self._strategy, self._prepare, self._load = trainer.strategy, prepare, trainer.strategy.load_checkpoint
+        self._strategy.load_checkpoint = self._prepare_and_load  # type: ignore[method-assign]
+
+    def _prepare_and_load(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._prepare(checkpoint_path)
+        return self._load(checkpoint_path, *args, **kwargs)
+
+    def release(self) -> None:
+        """Give the strategy back as it was."""
+        self._strategy.__dict__.pop("load_checkpoint", None)
 
 
 def unwrap(trainer: pl.Trainer) -> None:

@@ -17,6 +17,7 @@ ORDER = [
     "optimizers",
     "host",
     "ranks",
+    "sharding",
     "score",
     "correlation",
     "checkpoint",

@@ -296,7 +296,9 @@ def _free_port() -> int:
 
 
 @contextmanager
-def launch(folder: Path, *names: str) -> Iterator[Callable[[float], list[tuple[int, str]]]]:
+def launch(
+    folder: Path, *names: str, module: str = "tests.together"
+) -> Iterator[Callable[[float], list[tuple[int, str]]]]:
     """Two processes, as a cluster would start them for Lightning; whatever happens, they end with the block.
 
     What comes is a function that waits for both at most so many seconds: exit status and what was written to stderr.
@@ -321,7 +323,7 @@ def launch(folder: Path, *names: str) -> Iterator[Callable[[float], list[tuple[i
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(ROOT),
             }
-            command = [sys.executable, "-m", "tests.together", str(folder), *names]
+            command = [sys.executable, "-m", module, str(folder), *names]
             with path.open("w") as file:
                 processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
         yield wait
@@ -371,18 +373,18 @@ class Death(L.Callback):
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """One process of two: run the settings named, one after another, and save what came out."""
+    """One process of two: run settings one after another and save what came out; the last may be a death."""
     rank = int(os.environ["LOCAL_RANK"])
     nn.SyncBatchNorm.forward = _synchronised
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
-    if names[0] in DEATHS:
-        fit(SETTINGS["automatic"], rank, folder / names[0], death=names[0])
-        return
-    try:
-        fit(Setting(missing=1), rank, folder / "missing")
-    except MisconfigurationException as error:
-        (folder / f"missing {rank}.txt").write_text(str(error))
+    if names[0] not in DEATHS:
+        try:
+            fit(Setting(missing=1), rank, folder / "missing")
+        except MisconfigurationException as error:
+            (folder / f"missing {rank}.txt").write_text(str(error))
     for name in names:
+        if name in DEATHS:
+            fit(SETTINGS["automatic"], rank, folder / name, death=name)
         setting = SETTINGS[name]
         results = {"whole": fit(setting, rank, folder / name)}
         for epoch in setting.resumed:

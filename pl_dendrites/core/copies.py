@@ -182,8 +182,10 @@ def reason_against_copies(module: nn.Module) -> str | None:
         return "an embedding has no input that could be weighted"
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         return "it is compiled by TorchScript"
-    if any(parametrize.is_parametrized(part) or _foreign_pre_hooks(part) for part in module.modules()):
-        return "weights inside it are computed from others, which a copy cannot draw anew"
+    sharded = any(hasattr(parameter, "to_local") for parameter in module.parameters())
+    if sharded or any(parametrize.is_parametrized(part) or _foreign_pre_hooks(part) for part in module.modules()):
+        shared_out = "processes share out its weights between them, which a copy cannot do"
+        return shared_out if sharded else "weights inside it are computed from others, which a copy cannot draw anew"
     if not any(_is_matrix(parameter) for parameter in module.parameters()):
         return "it has no weight matrix"
     return None

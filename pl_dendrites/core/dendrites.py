@@ -15,6 +15,7 @@ from pl_dendrites.core.functional import (
     Moments,
     batch_moments,
     cascade,
+    local,
     merge_moments,
     pearson,
     per_neuron,
@@ -130,7 +131,8 @@ class Dendrites(nn.Module):
             return out
         outputs, dim, total = self._outputs(inputs, own), self.kind.dim, own
         for weight, output in zip(self.weights, outputs, strict=True):
-            total = torch.addcmul(total, per_neuron(weight, dim, total.ndim).to(total.dtype), output.to(total.dtype))
+            signal = per_neuron(local(weight), dim, total.ndim).to(total.dtype)
+            total = torch.addcmul(total, signal, output.to(total.dtype))
         if candidates is not None:
             seen = [output.detach() for output in outputs]
             watched, observe = candidates.watched(candidates(inputs, total, seen))

@@ -23,6 +23,7 @@ __all__ = [
     "cascade",
     "flat_nested",
     "like_nested",
+    "local",
     "merge_moments",
     "moments_of_sums",
     "pearson",
@@ -57,6 +58,17 @@ def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
     """
     *lead, neurons = values.shape
     return values.reshape(*lead, *[1] * (ndim + dim), neurons, *[1] * (-dim - 1))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A tensor as this process has it, where processes share one (a ``DTensor``); any other tensor itself.
+
+    Example:
+        >>> local(torch.ones(2))
+        tensor([1., 1.])
+    """
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
 
 
 def flat_nested(nested: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.functional import ACTIVATIONS
+from pl_dendrites.core.functional import ACTIVATIONS, local
 from pl_dendrites.core.layers import kind_of
 from pl_dendrites.core.targets import reasons_against
 
@@ -122,7 +122,7 @@ class _Memory:
 
     def take(self, tensors: Iterable[Tensor]) -> None:
         needed = 0
-        for tensor in tensors:
+        for tensor in map(local, tensors):
             storage = tensor.untyped_storage()
             self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
             self._seen.add(storage.data_ptr())
