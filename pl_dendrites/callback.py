@@ -191,7 +191,8 @@ class DendriteCallback(Status):
         for reason, names in by_reason(network.skipped).items():
             self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
         self._initial = optimizers.OptimizerSettings(trainer)
-        if self._resumed is not None and self._reach is not None:
+        assert self._reach is not None
+        if self._resumed is not None:
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
             self._reach.add(self._resumed["reached"])
