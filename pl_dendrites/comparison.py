@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,7 +142,7 @@ def compare(
     fits = _Fits(data, metric, {**_QUIET, **(trainer or {})})
     none = {**dendrites, "max_dendrites": 0}
     runs = []
-    with isolate_rng():
+    with _seeds_aside():
         for seed in range(seeds):
             grown, tries = fits.run("with dendrites", seed, model, dendrites)
             runs += [fits.run("plain", seed, model, none)[0], grown]
@@ -149,6 +151,20 @@ def compare(
                 controls["wider, restarted"] = _as_large(wider, grown.parameters)
             runs += [fits.run(name, seed, make, none, restarts=tries)[0] for name, make in controls.items()]
     return Comparison(metric, tuple(runs))
+
+
+@contextmanager
+def _seeds_aside() -> Iterator[None]:
+    # Lightning keeps its seed in the environment too, for processes to come.
+    before = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    try:
+        with isolate_rng():
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from typing import Any
 
@@ -42,11 +43,17 @@ def size(hidden: int) -> int:
     return sum(p.numel() for p in Classifier(hidden).parameters())
 
 
-def test_every_network_is_tested_once_and_the_controls_are_as_large_and_as_often_restarted() -> None:
+def test_every_network_is_tested_once_and_the_controls_are_as_large_and_as_often_restarted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Data.tests = 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
     users = torch.get_rng_state()
     comparison = compare(Classifier, Data, DENDRITES, "val_acc", wider=Classifier, seeds=2)
     assert torch.equal(torch.get_rng_state(), users)
+    assert os.environ["PL_GLOBAL_SEED"] == "7"
+    assert "PL_SEED_WORKERS" not in os.environ
     names = ["plain", "with dendrites", "plain, restarted", "wider, restarted"]
     assert [run.name for run in comparison.runs] == names * 2
     assert Data.tests == 8

@@ -54,7 +54,7 @@ def test_resumed_from_any_epoch_ends_with_the_same_bits(combination: Combination
     whole = fit(combination, saver("whole"))
     gradient = combination.callback.get("learning") == "gradient"
     assert {record["phase"] for record in whole[2]} == {"base"} | ({"correlation"} if not gradient else set())
-    assert sum(record["accepted"] is not None for record in whole[2]) >= 2  # sets were tried
+    assert sum(record["accepted"] is not None for record in whole[2]) >= 1  # sets were tried
     paths = sorted((tmp_path / "whole").iterdir())
     assert len(paths) == sum(record["epochs"] for record in whole[2]) >= 8
     for path in paths:

@@ -314,7 +314,7 @@ def launch(
     try:
         for rank, path in enumerate(errors):
             environment = {
-                **os.environ,
+                **{key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"},  # of another test
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
                 "WORLD_SIZE": "2",
