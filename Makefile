@@ -29,7 +29,7 @@ demo: $(DEMO_STAMP)
 	$(RUN) examples/digits.py
 
 test: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --timeout 1800
