@@ -16,12 +16,13 @@ from torch.optim import Optimizer
 from pl_dendrites import host, optimizers
 from pl_dendrites.arguments import check_arguments, machine_settings, shown_settings
 from pl_dendrites.checkpoint import BestModel, model_weights
-from pl_dendrites.core.network import DendriticNetwork, grow_on_load
+from pl_dendrites.core.hosts import grow_on_load
+from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
-from pl_dendrites.core.reach import Reach
 from pl_dendrites.core.targets import Predicate
+from pl_dendrites.core.used import UsedLayers
 from pl_dendrites.correlation import CorrelationPhase
-from pl_dendrites.history import by_reason, phase_record
+from pl_dendrites.history import by_reason, phase_record, why_none
 from pl_dendrites.monitor import Display
 from pl_dendrites.ranks import Ranks
 from pl_dendrites.report import write_report
@@ -157,7 +158,7 @@ class DendriteCallback(Status):
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._display: Display | None = None
-        self._reach: Reach | None = None
+        self._used: UsedLayers | None = None  # where no correlation phase would tell
         self._score = Score(self.monitor)
         self._batches = 0
         self._counted = -1  # batches at the end of the last epoch
@@ -191,19 +192,21 @@ class DendriteCallback(Status):
         for reason, names in by_reason(network.skipped).items():
             self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
         self._initial = optimizers.OptimizerSettings(trainer)
-        assert self._reach is not None
         if self._resumed is not None:
             self._machine.load_state_dict(self._resumed["machine"])
             self._seed = self._resumed["seed"]
-            self._reach.add(self._resumed["reached"])
+            if self._used is not None:
+                self._used.add(self._resumed["used"])
             optimizers.order_parameters(trainer.optimizers, pl_module, self._optimizer_parameters)
         self._display = Display(trainer, self.monitor, self.mode, self._shown, progress=self._verbose)
         self._begun = self._fitting = True
 
     def _attach(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DendriticNetwork:
-        live = self._rule["learning"] != "correlation"
-        network = DendriticNetwork(pl_module, self._targets, self._exclude, self._activation, live)
-        self.network, self._reach = network, network.reach()
+        learning = self._rule["learning"]
+        network = self.network = DendriticNetwork(
+            pl_module, self._targets, self._exclude, self._activation, live=learning != "correlation"
+        )
+        self._used = network.watch_use() if learning == "gradient" else None
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
@@ -228,11 +231,7 @@ class DendriteCallback(Status):
         """Leave the best network in the model. Only now, when no callback can save it under another's score."""
         self._finish(trainer, pl_module, self.stop_reason or "training ended")
         if self.num_dendrites == 0 and self._max_dendrites > 0:
-            tried = max((record["cycle"] for record in self.history), default=0)
-            rank_zero_warn(
-                f"DendriteCallback: the model has no dendrites. Sets tried: {tried}; the last phase ended because:"
-                f" {self.history[-1]['reason']}."
-            )
+            rank_zero_warn(f"DendriteCallback: the model has no dendrites. {why_none(self.history)}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Undo whatever is still in place."""
@@ -283,8 +282,8 @@ class DendriteCallback(Status):
             self._correlation.end_backward()
             return
         self._shards.average_gradients()
-        if self._reach is not None:
-            self._reach.look()
+        if self._used is not None:
+            self._used.look()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -293,8 +292,8 @@ class DendriteCallback(Status):
         self._batches += 1
         if self._correlation is not None:
             self._correlation.end_batch(trainer)
-        elif self._reach is not None:
-            self._reach.look()  # a model under manual optimization may call `loss.backward()` past Lightning
+        elif self._used is not None:
+            self._used.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
@@ -322,10 +321,7 @@ class DendriteCallback(Status):
         if decision.is_best:
             self._best.keep(trainer, pl_module)
         assert self.network is not None
-        assert self._reach is not None
-        if decision.kind == "correlate" and not self.network.can_grow():
-            decision = self._machine.stop("no target layer was ever used")
-        if decision.kind == "sprout" and not Ranks(trainer).union(self.network.can_grow(), self._reach.names):
+        if decision.kind in ("correlate", "grow") and not self._layers_to_grow(trainer):
             decision = self._machine.stop("no target layer was ever used")
         if decision.kind == "integrate" and not self.network.layers_with_error():
             decision = self._machine.stop("no target layer ever had a finite error")
@@ -362,9 +358,8 @@ class DendriteCallback(Status):
             else:
                 host.unwrap(trainer)
                 self._best.restore(pl_module)
-                assert self._reach is not None
-                taken = Ranks(trainer).union(self.network.can_grow(), self._reach.names)
-                self.network.sprout(taken, torch.Generator().manual_seed(self._seed + self.cycle + 1))
+                taken = self._layers_to_grow(trainer)
+                self.network.grow(taken, torch.Generator().manual_seed(self._seed + self.cycle + 1))
         self._let_go()
         for name in sorted(set(self.network.targets) - set(taken)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
@@ -379,6 +374,11 @@ class DendriteCallback(Status):
         self._say(
             trainer, f"base phase of cycle {self.cycle}, dendrites per neuron {self.num_dendrites}: {decision.reason}"
         )
+
+    def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
+        assert self.network is not None
+        names = self.network.can_grow()
+        return names if self._used is None else Ranks(trainer).union(names, self._used.names)
 
     def _commit(self) -> None:
         assert self._display is not None
@@ -430,7 +430,7 @@ class DendriteCallback(Status):
         if not self._begun:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
-        resumed = self._resumed or {"correlation": None, "reached": []}
+        resumed = self._resumed or {"correlation": None, "used": []}
         running = self._correlation.state_dict() if self._correlation else resumed["correlation"]
         return {
             "format": STATE_FORMAT,
@@ -443,7 +443,7 @@ class DendriteCallback(Status):
             "batches": self._batches,
             "counted": self._counted,
             "correlation": running,
-            "reached": resumed["reached"] if self._reach is None else sorted(self._reach.names),
+            "used": resumed["used"] if self._used is None else sorted(self._used.names),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

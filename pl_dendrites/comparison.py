@@ -42,6 +42,7 @@ class Run:
         epochs: of all its fits together.
         seconds: of these, wall clock.
         dendrites: per neuron.
+        tries: sets of dendrites that were tried.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Run:
     epochs: int
     seconds: float
     dendrites: int
+    tries: int
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,12 @@ def compare(
     runs = []
     with _seeds_aside():
         for seed in range(seeds):
-            grown, tries = fits.run("with dendrites", seed, model, dendrites)
-            runs += [fits.run("plain", seed, model, none)[0], grown]
+            grown = fits.run("with dendrites", seed, model, dendrites)
+            runs += [fits.run("plain", seed, model, none), grown]
             controls = {"plain, restarted": model}
             if wider is not None:
                 controls["wider, restarted"] = _as_large(wider, grown.parameters)
-            runs += [fits.run(name, seed, make, none, restarts=tries)[0] for name, make in controls.items()]
+            runs += [fits.run(name, seed, make, none, restarts=grown.tries) for name, make in controls.items()]
     return Comparison(metric, tuple(runs))
 
 
@@ -181,8 +183,7 @@ class _Fits:
         arguments: Mapping[str, Any],
         *,
         restarts: int = 0,
-    ) -> tuple[Run, int]:
-        # The run, and how many sets of dendrites were tried.
+    ) -> Run:
         pl.seed_everything(seed, workers=True, verbose=False)
         model, data = make(), self.data()
         start, epochs = time.perf_counter(), 0
@@ -202,9 +203,17 @@ class _Fits:
             )
         score = callback.best_model_score
         assert score is not None
-        result, size = float(logged[self.metric]), parameter_count(model)
-        run = Run(name, seed, result, score, size, epochs, seconds, callback.num_dendrites)
-        return run, max(record["cycle"] for record in callback.history)
+        return Run(
+            name=name,
+            seed=seed,
+            result=float(logged[self.metric]),
+            score=score,
+            parameters=parameter_count(model),
+            epochs=epochs,
+            seconds=seconds,
+            dendrites=callback.num_dendrites,
+            tries=max(record["cycle"] for record in callback.history),
+        )
 
 
 def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Callable[[], pl.LightningModule]:

@@ -11,7 +11,15 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
 from pl_dendrites.core.targets import plain_name
 
-__all__ = ["by_reason", "correlation_figures", "decisions_markdown", "parameter_count", "phase_record", "summary_table"]
+__all__ = [
+    "by_reason",
+    "correlation_figures",
+    "decisions_markdown",
+    "parameter_count",
+    "phase_record",
+    "summary_table",
+    "why_none",
+]
 
 _COLUMNS = ("cycle", "dendrites", "parameters", "epochs", "best score", "accepted", "why")
 
@@ -107,6 +115,17 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
         }
         for name, dendrites in network.layers.items()
     }
+
+
+def why_none(history: Sequence[Mapping[str, Any]]) -> str:
+    """Why a fit left no dendrites.
+
+    Example:
+        >>> why_none([{"cycle": 0, "reason": "training ended"}])
+        'Sets tried: 0; the last phase ended because: training ended.'
+    """
+    tried = max(record["cycle"] for record in history)
+    return f"Sets tried: {tried}; the last phase ended because: {history[-1]['reason']}."
 
 
 def summary_table(history: Sequence[Mapping[str, Any]]) -> str:

@@ -145,5 +145,5 @@ _STATE = _entries(
     batches=_whole(0),
     counted=_whole(-1),
     correlation=_maybe(_CORRELATION),
-    reached=_each(_list, _text),
+    used=_each(_list, _text),
 )

@@ -65,8 +65,10 @@ def test_every_network_is_tested_once_and_the_controls_are_as_large_and_as_often
         assert plain.parameters == restarted.parameters == size(6)
         assert abs(wider.parameters - grown.parameters) == min(abs(size(h) - grown.parameters) for h in range(1, 60))
         assert plain.epochs == 2
-        tried = 2 if grown.dendrites == 2 else 1
-        assert restarted.epochs == wider.epochs >= 2 * (1 + tried)
+        assert plain.tries == restarted.tries == wider.tries == 0
+        assert grown.tries >= grown.dendrites
+        assert grown.epochs == 2 + 3 * grown.tries  # a base phase of two epochs, after a correlation phase of one
+        assert restarted.epochs == wider.epochs == 2 * (1 + grown.tries)
         assert all(0 <= run.result <= 1 and run.seconds > 0 for run in (plain, grown, restarted, wider))
     table = str(comparison).splitlines()
     assert [line[:16].strip() for line in table[1:]] == names

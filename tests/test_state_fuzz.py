@@ -176,7 +176,7 @@ def test_a_state_is_taken_whole_or_refused(seed: int, states: list[State]) -> No
         ([], 7, "it must be a dict with texts as keys, got 7"),
         (["format"], True, "it has format True"),
         (["format"], 10**300, "it has format int"),
-        (["more"], 1, r"it must have the entries \['batches', .*'seed'\], got .*'more'"),
+        (["more"], 1, r"it must have the entries \['batches', .*'used'\], got .*'more'"),
         (["machine"], [], "the state of the phase machine must be a dict, got list"),
         (["machine", "dendrites"], -1, "impossible values in the state of the phase machine: dendrites"),
         (["machine", "phase"], "base", "it has candidates outside a correlation phase"),

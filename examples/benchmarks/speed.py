@@ -85,7 +85,7 @@ def grown(make: Callable[[], nn.Module], dendrites: int, live: bool = False) -> 
     torch.manual_seed(0)
     network = attach(make(), live=live)
     for _ in range(dendrites):
-        network.sprout(network.can_grow())
+        network.grow(network.can_grow())
     return network
 
 

@@ -2,7 +2,8 @@
 
 from pl_dendrites.core.dendrites import Candidates, Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.network import DendriticNetwork, attach, detach, grow_on_load, restore_structure
+from pl_dendrites.core.hosts import grow_on_load
+from pl_dendrites.core.network import DendriticNetwork, attach, detach, restore_structure
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.targets import Selection, select_targets
 

@@ -83,7 +83,7 @@ class Copies(LayerKind):
     def _pick(self, out: Any) -> Tensor:
         tensor = out if isinstance(out, Tensor) else out[self._key_in(out)]
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise ValueError(f"{self._whose('output')} is not a floating point tensor: set `neuron_output` on it")
+            raise ValueError(f"{self._what()} is not a floating point tensor: set `neuron_output` on it")
         return tensor
 
     def _key_in(self, out: Any) -> Any:
@@ -94,7 +94,7 @@ class Copies(LayerKind):
         if isinstance(out, Mapping) and len(out) == 1:
             return next(iter(out))
         raise ValueError(
-            f"{self._whose('output')} is a {type(out).__name__}: set `neuron_output` to the index or key of the tensor"
+            f"{self._what()} is a {type(out).__name__}: set `neuron_output` to the index or key of the tensor"
             f" that holds its neurons"
         )
 
@@ -108,12 +108,11 @@ class Copies(LayerKind):
         if tensor.ndim == 2:  # noqa: PLR2004 - (samples, neurons)
             return -1
         raise ValueError(
-            f"{self._whose('output')} has the shape {tuple(tensor.shape)}: set `neuron_dim` to the dimension of its"
-            f" neurons"
+            f"{self._what()} has the shape {tuple(tensor.shape)}: set `neuron_dim` to the dimension of its neurons"
         )
 
-    def _whose(self, what: str) -> str:
-        return f"the {what} of a {self._type} that is to have dendrites"
+    def _what(self) -> str:
+        return f"the output of a {self._type} that is to have dendrites"
 
     def node_set(self, layer: nn.Module, count: int) -> nn.Module:
         """A list of ``count`` copies."""
@@ -182,13 +181,14 @@ def reason_against_copies(module: nn.Module) -> str | None:
         return "an embedding has no input that could be weighted"
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         return "it is compiled by TorchScript"
-    sharded = any(hasattr(parameter, "to_local") for parameter in module.parameters())
-    if sharded or any(parametrize.is_parametrized(part) or _foreign_pre_hooks(part) for part in module.modules()):
-        shared_out = "processes share out its weights between them, which a copy cannot do"
-        return shared_out if sharded else "weights inside it are computed from others, which a copy cannot draw anew"
     if not any(_is_matrix(parameter) for parameter in module.parameters()):
         return "it has no weight matrix"
-    return None
+    reason = None
+    if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
+        reason = "processes share out its weights between them, which a copy cannot do"
+    elif any(parametrize.is_parametrized(part) or _foreign_pre_hooks(part) for part in module.modules()):
+        reason = "weights inside it are computed from others, which a copy cannot draw anew"
+    return reason
 
 
 def reason_against_a_copy(module: nn.Module) -> str | None:

@@ -34,12 +34,13 @@ class Dendrites(nn.Module):
     .. math:: d_{j,c} = f\Big(V_{j,c} \cdot x + v_{j,c} + \sum_{i<j} u_{j,i,c}\, d_{i,c}\Big), \qquad
               out_c = W_c \cdot x + b_c + \sum_j a_{j,c}\, d_{j,c}
 
-    (arXiv:2501.18018). ``V`` and ``v`` are one frozen module, ``nodes``: of a Linear or convolution a layer of the same
-    type with ``k * C`` outputs, of any other layer ``k`` copies, whose output then stands for :math:`V \cdot x + v`.
-    ``u`` is the frozen parameter ``links`` of shape ``(k (k - 1) / 2, C)``; ``a`` is trained with the network:
-    ``weights``, a list of ``k`` parameters of shape ``(C,)``, one for each dendrite, so that an optimizer's state of an
-    older dendrite outlives the arrival of a newer one. No gradient flows through a dendrite into its input. Without
-    dendrites the module has no entry in a state_dict, and the layer's own entries never change.
+    (arXiv:2501.18018). ``V`` and ``v`` are one module, ``nodes``: of a Linear or convolution a layer of the same type
+    with ``k * C`` outputs, of any other layer ``k`` copies, whose output then stands for :math:`V \cdot x + v`. ``u``
+    is the parameter ``links`` of shape ``(k (k - 1) / 2, C)``. Both are frozen, and no gradient flows through a
+    dendrite into its input, unless the dendrites are live. ``a`` is trained with the network: ``weights``, a list of
+    ``k`` parameters of shape ``(C,)``, one for each dendrite, so that an optimizer's state of an older dendrite
+    outlives the arrival of a newer one. Without dendrites the module has no entry in a state_dict, and the layer's own
+    entries never change.
 
     Args:
         layer: the layer that the dendrites belong to; it is read, not kept.
@@ -184,7 +185,7 @@ class Dendrites(nn.Module):
             self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
         self.activation_code = torch.tensor(list(ACTIVATIONS).index(self.activation), device=reference.device)
 
-    def sprout(self, layer: nn.Module, generator: torch.Generator | None = None) -> None:
+    def grow(self, layer: nn.Module, generator: torch.Generator | None = None) -> None:
         """Give every neuron one more dendrite, drawn anew, whose output weight starts at zero.
 
         Args:

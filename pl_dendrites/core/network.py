@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.dendrites import Candidates, Dendrites, add_dendrites, resume_state
+from pl_dendrites.core.dendrites import Candidates, Dendrites
 from pl_dendrites.core.freeze import Freeze
 from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.reach import Reach
-from pl_dendrites.core.structure import read_structure
-from pl_dendrites.core.targets import Predicate, plain_name, select_targets
+from pl_dendrites.core.hosts import (
+    apply_structure,
+    dendrites_of,
+    grow_on_load,
+    hang,
+    hosts,
+    know_neurons,
+    stop_growing_on_load,
+    take_off,
+)
+from pl_dendrites.core.targets import Predicate, select_targets
+from pl_dendrites.core.used import UsedLayers
 
-__all__ = ["DendriticNetwork", "attach", "detach", "grow_on_load", "restore_structure"]
+__all__ = ["DendriticNetwork", "attach", "detach", "restore_structure"]
 
 
 class DendriticNetwork:
@@ -30,7 +38,8 @@ class DendriticNetwork:
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: taken out of ``targets``.
         activation: of the dendrites of layers that have none yet.
-        live: whether the dendrites of the layers that grow learn with the network, by gradient, once they are there.
+        live: whether the dendrites of the layers that grow learn with the network, by gradient, once they are there;
+            ``None``: as they do, new ones do not.
 
     Attributes:
         model: the model.
@@ -65,28 +74,28 @@ class DendriticNetwork:
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
         activation: str = "tanh",
-        live: bool = False,
+        live: bool | None = None,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, got {activation!r}")
         selection = select_targets(model, targets, exclude)
         self.model = model
         self.skipped = selection.skipped
-        self._hosts = dict(_hosts(model))
+        self._hosts = dict(hosts(model))
         self.targets = list(selection.chosen)
         for name, layer in selection.chosen.items():
             if name not in self._hosts:
-                _hang(layer, activation)
+                hang(layer, activation)
                 self._hosts[name] = layer
-        for name in self.targets:
-            _dendrites(self._hosts[name]).set_live(live)
+        for name in self.targets if live is not None else ():
+            dendrites_of(self._hosts[name]).set_live(bool(live))
         self._freeze: Freeze | None = None
         grow_on_load(model)
 
     @property
     def layers(self) -> dict[str, Dendrites]:
         """The dendrites of each layer by the layer's name."""
-        return {name: _dendrites(layer) for name, layer in self._hosts.items()}
+        return {name: dendrites_of(layer) for name, layer in self._hosts.items()}
 
     @property
     def num_dendrites(self) -> int:
@@ -98,13 +107,13 @@ class DendriticNetwork:
         """The pools in training by the layer's name; empty outside a correlation phase."""
         return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}
 
-    def reach(self) -> Reach:
-        """What notes which of the target layers training reaches."""
-        return Reach({name: self._hosts[name] for name in self.targets})
+    def watch_use(self) -> UsedLayers:
+        """From now on note which of the target layers training uses."""
+        return UsedLayers({name: self._hosts[name] for name in self.targets})
 
     def can_grow(self) -> list[str]:
         """Names of the target layers whose neurons are known: of a user's own module not before a forward pass."""
-        return [name for name in self.targets if _dendrites(self._hosts[name]).kind.neurons is not None]
+        return [name for name in self.targets if dendrites_of(self._hosts[name]).kind.neurons is not None]
 
     def start_candidates(
         self,
@@ -131,13 +140,13 @@ class DendriticNetwork:
             raise ValueError(f"`pool` must be at least 1, got {pool}")
         for name, values in (state or {}).items():
             if name in self._hosts and "reference" in values:
-                _know_neurons(self._hosts[name], values["reference"].numel())
+                know_neurons(self._hosts[name], values["reference"].numel())
         names = self.can_grow()
         if not names:
             raise RuntimeError(f"the neurons of {self.targets} are not known before their first forward pass")
         for name in names:
             layer = self._hosts[name]
-            dendrites = _dendrites(layer)
+            dendrites = dendrites_of(layer)
             dendrites.set_candidates(Candidates(layer, dendrites, pool, generator))
         self._freeze = Freeze(self.model, trainable)
         if state is not None:
@@ -240,11 +249,11 @@ class DendriticNetwork:
                 self.skipped[name] = "it never had an error: nothing of it reaches the loss"
         for name in used:
             layer = self._hosts[name]
-            taken[name] = _dendrites(layer).integrate(layer)
+            taken[name] = dendrites_of(layer).integrate(layer)
         self.discard()
         return taken
 
-    def sprout(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
+    def grow(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
         """Give each neuron of some layers one more dendrite without any candidates, to learn with the network.
 
         Args:
@@ -253,14 +262,14 @@ class DendriticNetwork:
 
         Example:
             >>> network = attach(nn.Linear(3, 2), live=True)
-            >>> network.sprout(network.can_grow())
+            >>> network.grow(network.can_grow())
             >>> network.model(torch.randn(8, 3)).square().mean().backward()
             >>> [name for name, p in network.model.named_parameters() if p.grad is not None]
             ['weight', 'bias', 'dendrites.nodes.weight', 'dendrites.nodes.bias', 'dendrites.weights.0']
         """
         for name in names:
             layer = self._hosts[name]
-            _dendrites(layer).sprout(layer, generator)
+            dendrites_of(layer).grow(layer, generator)
 
     def discard(self) -> None:
         """The candidates go; flags and buffers return. Does nothing where there are none."""
@@ -330,7 +339,7 @@ def attach(
         >>> list(network.layers), list(model.state_dict())
         (['0'], ['0.weight', '0.bias', '2.weight', '2.bias'])
     """
-    attached = [name for name, _ in _hosts(model)]
+    attached = [name for name, _ in hosts(model)]
     if attached:
         raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
     return DendriticNetwork(model, targets, exclude, activation, live)
@@ -353,15 +362,12 @@ def detach(model: nn.Module) -> nn.Module:
         >>> detach(network.model)
         Linear(in_features=2, out_features=2, bias=True)
     """
-    hosts = list(_hosts(model))
-    if any(_dendrites(layer).candidates is not None for _, layer in hosts):
+    layers = [layer for _, layer in hosts(model)]
+    if any(dendrites_of(layer).candidates is not None for layer in layers):
         raise RuntimeError("the model has candidates: integrate or discard them first")
-    for _, layer in hosts:
-        del layer.dendrites
-        _remove_hook(layer._forward_hooks, add_dendrites, layer._forward_hooks_with_kwargs)
-        _remove_hook(layer._forward_pre_hooks, resume_state, layer._forward_pre_hooks_with_kwargs)
-        layer._parameters = dict(layer._parameters)
-    _remove_hook(model._load_state_dict_pre_hooks, _restore_before_loading)
+    for layer in layers:
+        take_off(layer)
+    stop_growing_on_load(model)
     return model
 
 
@@ -388,90 +394,6 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
         >>> fresh.load_state_dict(grown.state_dict())
         <All keys matched successfully>
     """
-    _apply_structure(model, state_dict, "")
-    names = [name for name, _ in _hosts(model)]
+    apply_structure(model, state_dict, "")
+    names = [name for name, _ in hosts(model)]
     return DendriticNetwork(model, names) if names else None
-
-
-def grow_on_load(model: nn.Module) -> bool:
-    """Let ``model.load_state_dict`` call :func:`restore_structure` first. Calling this twice is the same as once.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Whether it was so already.
-
-    Example:
-        >>> grown = nn.Linear(3, 2)
-        >>> attach(grown).layers[""].resize(grown, 2)
-        >>> fresh = nn.Linear(3, 2)
-        >>> grow_on_load(fresh)
-        False
-        >>> fresh.load_state_dict(grown.state_dict())
-        <All keys matched successfully>
-        >>> fresh.dendrites.count
-        2
-    """
-    if any(_is_hook(entry, _restore_before_loading) for entry in model._load_state_dict_pre_hooks.values()):
-        return True
-    model.register_load_state_dict_pre_hook(_restore_before_loading)
-    return False
-
-
-def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    _apply_structure(model, state_dict, prefix)
-
-
-def _apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
-    structure = read_structure(model, state_dict, prefix)
-    for name, wanted in structure.items():
-        layer = model.get_submodule(name)
-        if not isinstance(getattr(layer, "dendrites", None), Dendrites):
-            _hang(layer, wanted.activation)
-        dendrites = _dendrites(layer)
-        if dendrites.activation != wanted.activation:
-            dendrites.resize(layer, 0)
-            dendrites.activation = wanted.activation
-        if wanted.count:
-            _know_neurons(layer, wanted.neurons)
-        dendrites.resize(layer, wanted.count)
-
-
-def _know_neurons(layer: nn.Module, neurons: int) -> None:
-    kind = _dendrites(layer).kind
-    kind.neurons = kind.neurons or neurons
-
-
-def _hosts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        # Not getattr: a compiled module answers for the one inside it, which comes by itself.
-        if isinstance(module._modules.get("dendrites"), Dendrites):
-            yield plain_name(name), module
-
-
-def _dendrites(layer: nn.Module) -> Dendrites:
-    dendrites = layer.dendrites
-    assert isinstance(dendrites, Dendrites)
-    return dendrites
-
-
-def _hang(layer: nn.Module, activation: str) -> None:
-    layer.dendrites = dendrites = Dendrites(layer, activation).train(layer.training)
-    layer.register_forward_hook(add_dendrites, with_kwargs=True)
-    if dendrites.kind.stateful:
-        layer.register_forward_pre_hook(resume_state, with_kwargs=True)
-    # A graph that was compiled for the layer without hooks, here or in another model of the class, would be run again,
-    # for hooks are not among the things that PyTorch compares. The type of this dict is.
-    layer._parameters = OrderedDict(layer._parameters)
-
-
-def _is_hook(entry: Any, function: Callable[..., Any]) -> bool:
-    return getattr(entry, "hook", entry) is function
-
-
-def _remove_hook(hooks: dict[int, Any], function: Callable[..., Any], *companions: dict[int, Any]) -> None:
-    # By function, not by the handle that registering returned: a copy or an unpickled model has no handle.
-    for key in [key for key, entry in hooks.items() if _is_hook(entry, function)]:
-        for table in (hooks, *companions):
-            table.pop(key, None)

@@ -17,14 +17,14 @@ class Decision:
 
     Attributes:
         kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase;
-            ``"integrate"``: make the best candidates permanent and start a base phase; ``"sprout"``: go back to the
+            ``"integrate"``: make the best candidates permanent and start a base phase; ``"grow"``: go back to the
             best network, add a set that learns with it and start a base phase; ``"stop"``: end training with the best
             network.
         reason: why, in words.
         is_best: the score just given is the best so far: keep this network.
     """
 
-    kind: Literal["continue", "correlate", "integrate", "sprout", "stop"]
+    kind: Literal["continue", "correlate", "integrate", "grow", "stop"]
     reason: str
     is_best: bool = False
 
@@ -42,7 +42,7 @@ class _State:
     epochs: int = 0  # of the present phase
     scores: list[float | None] = field(default_factory=list)  # all of the present base phase; None: not finite
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
-    pending: Literal["correlate", "integrate", "sprout"] | None = None
+    pending: Literal["correlate", "integrate", "grow"] | None = None
     pending_reason: str = ""
     stop_reason: str = ""
 
@@ -51,7 +51,7 @@ class PhaseMachine:
     """Decides when phases end, whether a set of dendrites helped, and when training is over.
 
     Give it every score with :meth:`step` and every finished epoch with :meth:`end_epoch`. When one of them answers
-    ``"correlate"``, ``"integrate"`` or ``"sprout"``, carry that out and then call :meth:`commit`; until then further
+    ``"correlate"``, ``"integrate"`` or ``"grow"``, carry that out and then call :meth:`commit`; until then further
     calls change no phase. A set is accepted as soon as a score beats the best one before it by ``min_delta``; a set
     that ends its base phase without is rejected, and the best network, which does not have it, comes back.
 
@@ -105,7 +105,7 @@ class PhaseMachine:
         self._correlation_patience = correlation_patience
         self._max_correlation_epochs = max_correlation_epochs
         self._max_tries = max_tries
-        self._after_base: Literal["correlate", "sprout"] = "correlate" if correlation else "sprout"
+        self._after_base: Literal["correlate", "grow"] = "correlate" if correlation else "grow"
         self._state = _State(dendrites=dendrites)
 
     @property
@@ -313,9 +313,7 @@ class PhaseMachine:
             return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
         return self._switch(self._after_base, why, is_best)
 
-    def _switch(
-        self, kind: Literal["correlate", "integrate", "sprout"], reason: str, is_best: bool = False
-    ) -> Decision:
+    def _switch(self, kind: Literal["correlate", "integrate", "grow"], reason: str, is_best: bool = False) -> Decision:
         self._state.pending, self._state.pending_reason = kind, reason
         return Decision(kind, reason, is_best)
 
@@ -336,7 +334,7 @@ def _impossible(state: _State) -> list[str]:
     if all(checks.values()):  # types; now what they say together
         checks = {
             "phase": state.phase == "base" or (state.phase == "correlation" and state.cycle > 0),
-            "pending": state.pending in (None, *(("correlate", "sprout") if state.phase == "base" else ("integrate",))),
+            "pending": state.pending in (None, *(("correlate", "grow") if state.phase == "base" else ("integrate",))),
             "on_trial": not state.on_trial or (state.phase == "base" and state.dendrites > 0),
         }
     return [name for name, possible in checks.items() if not possible]

@@ -182,7 +182,9 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
                 reason = "it grows only where `targets` names it: its dendrites are then copies of it"
             elif not name:
                 reason = "it is the whole model"
-        reason = reason or reason_against_a_copy(module)
+        # What has dendrites has shown that it can be copied; a load asks again and again.
+        if reason is None and module._modules.get("dendrites") is None:
+            reason = reason_against_a_copy(module)
     return reason
 
 

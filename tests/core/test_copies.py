@@ -312,6 +312,28 @@ def test_what_does_not_fit_is_refused_and_the_model_left_as_it_was(key: str, val
     assert snapshot(fresh) == before
 
 
+def test_a_load_makes_no_copies_where_nothing_grows() -> None:
+    """A run loads its best network again and again; whether a copy can be made was found out when it was attached."""
+    made = []
+
+    class Counted(Gated):
+        def __deepcopy__(self, memo: Any) -> Counted:
+            made.append(self)
+            twin = Counted.__new__(Counted)
+            memo[id(self)] = twin
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+            return twin
+
+    model = Net(Counted())
+    attach(model, targets=["block"])
+    model(torch.randn(2, 3))
+    grow(model.block, 1)
+    assert made
+    made.clear()
+    model.load_state_dict(model.state_dict())
+    assert made == []
+
+
 @pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_of_the_model_has_the_same_output(make_copy: Callable[..., Any]) -> None:
     model, x = nn.Sequential(ConvBlock()), torch.randn(2, 3, 4, 5)

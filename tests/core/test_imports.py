@@ -73,9 +73,11 @@ def test_a_file_of_the_core_imports_torch_the_standard_library_and_the_core(file
         ("recurrent", {"copies", "kinds"}),
         ("layers", {"copies", "kinds", "recurrent", "stacked"}),
         ("dendrites", {"functional", "kinds", "layers"}),
-        ("reach", {"dendrites"}),
+        ("used", {"dendrites"}),
         ("joint", {"dendrites", "functional"}),
         ("targets", {"copies", "dendrites", "kinds", "layers", "stacked"}),
+        ("hosts", {"dendrites", "structure", "targets"}),
+        ("network", {"dendrites", "freeze", "functional", "hosts", "targets", "used"}),
         ("structure", {"dendrites", "functional", "layers", "targets"}),
     ],
 )

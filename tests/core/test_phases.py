@@ -34,11 +34,11 @@ def play(machine: PhaseMachine, scores: Sequence[float]) -> str:
         decision = machine.step(score)
         best = "+" if decision.is_best else ""
         kind = decision.kind if decision.kind != "continue" else machine.end_epoch().kind
-        grown = {"correlate": "grow", "sprout": "grow"}
+        grown = {"correlate": "grow", "grow": "grow"}
         words.append(best + {"continue": "" if best else "-", "stop": "stop", **grown}[kind])
         if kind == "correlate":
             grow(machine)
-        if kind == "sprout":
+        if kind == "grow":
             machine.commit()
     return " ".join(words)
 

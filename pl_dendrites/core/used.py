@@ -1,4 +1,4 @@
-"""Which layers training reaches: one that it does not would get dendrites for nothing."""
+"""Which layers training uses: one that it does not would get dendrites for nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import nn
 
 from pl_dendrites.core.dendrites import Dendrites
 
-__all__ = ["Reach"]
+__all__ = ["UsedLayers"]
 
 
-class Reach:
+class UsedLayers:
     """Notes the layers that run, and that backward passes give gradients to.
 
     A correlation phase sees that from the errors; where dendrites learn by gradient alone, this does.
@@ -20,16 +20,16 @@ class Reach:
         layers: by name; they are attached. A layer that is frozen gets no gradients: that it runs is enough.
 
     Attributes:
-        names: of the layers reached so far.
+        names: of the layers used so far.
 
     Example:
         >>> import torch
         >>> from pl_dendrites.core import attach
         >>> model = nn.ModuleDict({"used": nn.Linear(2, 2), "unused": nn.Linear(2, 2)})
-        >>> reach = attach(model).reach()
+        >>> used = attach(model).watch_use()
         >>> model["used"](torch.ones(1, 2)).sum().backward()
-        >>> reach.look()
-        >>> reach.names
+        >>> used.look()
+        >>> used.names
         {'used'}
     """
 
@@ -39,16 +39,16 @@ class Reach:
 
     def look(self) -> None:
         """Take in the gradients there are; call this after a backward pass, before they are cleared."""
-        self.add([name for name, layer in self._waiting.items() if _is_reached(layer)])
+        self.add([name for name, layer in self._waiting.items() if _is_used(layer)])
 
     def add(self, names: Iterable[str]) -> None:
-        """Note layers that were reached at some other time."""
+        """Note layers that were used at some other time."""
         for name in names:
             self.names.add(name)
             self._waiting.pop(name, None)
 
 
-def _is_reached(layer: nn.Module) -> bool:
+def _is_used(layer: nn.Module) -> bool:
     dendrites = layer.dendrites
     assert isinstance(dendrites, Dendrites)
     own = [p for name, p in layer.named_parameters() if p.requires_grad and not name.startswith("dendrites.")]
