@@ -146,8 +146,7 @@ class DendriteCallback(Status):
         self._shown = shown_settings(arguments, DendriteCallback)
         self._machine_settings = machine_settings(arguments)
         self._rule = {"monitor": monitor, "mode": mode, "learning": learning}
-        self._stage = ""
-        self._shards = Shards()
+        self._stage, self._shards = "", Shards()
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -412,7 +411,8 @@ class DendriteCallback(Status):
 
     def _describe(self, reason: str) -> dict[str, Any]:
         assert self.network is not None
-        return phase_record(self._machine, self.network, reason) | self._rule
+        saved = (self._resumed or {}).get("running")  # if so, no training came after the resume
+        return {**saved, "reason": reason} if saved else phase_record(self._machine, self.network, reason) | self._rule
 
     def _running(self) -> dict[str, Any] | None:
         return self._describe(self.stop_reason) if self._fitting else (self._resumed or {}).get("running")

@@ -239,6 +239,13 @@ COMBINATIONS = {
     "hybrid, recurrent": Combination(
         model=Recurrent, callback={"learning": "hybrid", "targets": ["rnn", "block"], "restart": False}
     ),
+    "sparse": Combination(cosine, callback={"fan_in": 2, "max_correlation_epochs": 3}),
+    "sparse, hybrid, rejected sets": Combination(
+        groups, callback={"fan_in": 0.5, "learning": "hybrid", "max_correlation_epochs": 3, "min_delta": 10.0}
+    ),
+    "sparse, recurrent too": Combination(
+        model=Recurrent, callback={"fan_in": 3, "learning": "hybrid", "max_correlation_epochs": 3, "restart": False}
+    ),
     "GAN": Combination(model=GAN),
     "GAN, no restart": Combination(model=GAN, callback={"restart": False}),
     "fp16": Combination(cosine, half_precision),

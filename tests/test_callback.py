@@ -107,7 +107,7 @@ def test_a_new_set_changes_no_output_and_then_learns() -> None:
         def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
             if dendrites.cycle == 1 and dendrites.phase == "base":
                 layer = dendrites.network.layers["net.0"]
-                weights.append((layer.weights[0].detach().clone(), layer.nodes.weight.detach().clone()))
+                weights.append((layer[0].weights[0].detach().clone(), layer[0].nodes.weight.detach().clone()))
 
     fit(dendrites, callbacks=[Watch()])
     assert weights[0][0].abs().max() <= 0.021, "more than one step of Adam(lr=0.02) away from zero"

@@ -327,5 +327,5 @@ def test_parameters_count_dendrites_and_no_candidates(run: dict[str, Any]) -> No
     # V and v of each dendrite, its output weight, and from the second on the links to earlier ones.
     one = (4 + 1 + 1) * 6 + (6 + 1 + 1) * 2
     assert counts == [plain, plain, plain + one, plain + one, plain + 2 * one + 6 + 2]
-    buffers = 2 * 6 + 1 + 2  # BatchNorm's statistics and counter; an activation code per layer
+    buffers = 2 * 6 + 1 + 2 * 2  # BatchNorm's statistics and counter; a code of two numbers per layer
     assert counts[-1] + buffers == sum(value.numel() for value in bits(run["model"]).values())

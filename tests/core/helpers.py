@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pl_dendrites.core import Candidates, Dendrites
+from pl_dendrites.core import Candidates
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -91,21 +91,38 @@ def reference_forward(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def output_weights(layer: nn.Module) -> list[Tensor]:
-    """Those of all dendrites in order."""
-    return [weight for stack in layer.dendrites for weight in stack.weights]
+    """Those of all dendrites in order, zero for a neuron that has none."""
+    return [_for_all(weight, stack, layer, -1) for stack in layer.dendrites for weight in stack.weights]
 
 
 def reference_dendrites(layer: nn.Module, x: Tensor, live: bool = False) -> list[Tensor]:
-    """Outputs of the dendrites one after another; without gradient unless they are live."""
-    dendrites: Dendrites = layer.dendrites
+    """Outputs of the dendrites one after another, for all neurons; without gradient unless they are live."""
     outputs: list[Tensor] = []
-    with torch.set_grad_enabled(live):
-        for j in range(dendrites.count):
-            total = _potentials(layer, dendrites[0].nodes, dendrites.count, j, x)
-            for i, earlier in enumerate(outputs):
-                total = total + _along_neurons(dendrites[0].links[j * (j - 1) // 2 + i], layer) * earlier
-            outputs.append(FUNCTIONS[dendrites[0].form.activation](total))
+    for stack in layer.dendrites:
+        row, neurons = 0, _neurons(stack, layer)
+        for j in range(stack.count):
+            with torch.set_grad_enabled(live and stack.live):
+                total = _potentials(layer, stack.nodes, stack.count, j, x, neurons)
+                for earlier in outputs:
+                    link = _along_neurons(stack.links[row], layer)
+                    total = total + link * earlier.index_select(neuron_dim(layer), neurons)
+                    row += 1
+                output = FUNCTIONS[stack.form.activation](total)
+                outputs.append(_for_all(output, stack, layer, neuron_dim(layer)))
+        assert row == len(stack.links)
     return outputs
+
+
+def _neurons(stack: Any, layer: nn.Module) -> Tensor:
+    return torch.arange(layer.dendrites.kind.neurons) if stack.neurons is None else stack.neurons
+
+
+def _for_all(values: Tensor, stack: Any, layer: nn.Module, dim: int) -> Tensor:
+    if stack.neurons is None:
+        return values
+    shape = list(values.shape)
+    shape[dim] = layer.dendrites.kind.neurons
+    return values.new_zeros(shape).index_add(dim, stack.neurons, values)
 
 
 def reference_pool(layer: nn.Module, x: Tensor) -> Tensor:
@@ -153,22 +170,42 @@ def assert_gradients(layer: nn.Module, expected: Sequence[Tensor], relative: flo
             assert (parameter.grad - reference).norm() <= relative * reference.norm(), name
 
 
-def _potentials(layer: nn.Module, nodes: nn.Module, count: int, node: int, x: Tensor) -> Tensor:
+def _potentials(
+    layer: nn.Module, nodes: nn.Module, count: int, node: int, x: Tensor, neurons: Tensor | None = None
+) -> Tensor:
     if isinstance(nodes, nn.ModuleList):
         return output_of(nodes[node](*arguments(x)))
-    neurons = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    groups = getattr(layer, "groups", 1)
-    size = neurons // groups
+    every = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    groups, transposed = getattr(layer, "groups", 1), "Transpose" in type(layer).__name__
+    having = list(range(every)) if neurons is None else neurons.tolist()
+    size = len(having) // groups  # of some neurons only where they are sparse or of one group
     outputs = []
-    for neuron in range(neurons):
-        group, place = divmod(neuron, size)
-        row = (group * count + node) * size + place
-        weight = nodes.weight[row : row + 1]
-        if "Transpose" in type(layer).__name__:
-            inputs, row_of_group = layer.in_channels // groups, node * size + place
-            weight = nodes.weight[group * inputs :][:inputs, row_of_group : row_of_group + 1]
-        outputs.append(_one_node(layer, weight, nodes.bias[row : row + 1], group, x))
+    for place, neuron in enumerate(having):
+        group = neuron // (every // groups)
+        if hasattr(nodes, "inputs"):
+            row = node * len(having) + place
+            weight, bias = _as_dense(layer, nodes, row, group, transposed)
+        else:
+            row = (group * count + node) * size + place % size
+            weight, bias = nodes.weight[row : row + 1], nodes.bias[row : row + 1]
+            if transposed:
+                inputs, row_of_group = layer.in_channels // groups, node * size + place % size
+                weight = nodes.weight[group * inputs :][:inputs, row_of_group : row_of_group + 1]
+        outputs.append(_one_node(layer, weight, bias, group, x))
     return torch.cat(outputs, neuron_dim(layer))
+
+
+def _as_dense(layer: nn.Module, nodes: nn.Module, row: int, group: int, transposed: bool) -> tuple[Tensor, Tensor]:
+    # The same node with zeros for the inputs that it does not see.
+    if isinstance(layer, nn.Linear):
+        own, seen = nodes, layer.in_features
+    else:
+        own, seen = nodes.layer, layer.in_channels // layer.groups
+    kernels = own.weight.reshape(*nodes.inputs.shape, *own.weight.shape[2:])[row]
+    inputs = nodes.inputs[row] - group * seen
+    assert len(set(inputs.tolist())) == len(inputs)
+    dense = kernels.new_zeros(seen, *kernels.shape[1:]).index_add(0, inputs, kernels)
+    return dense.unsqueeze(1 if transposed else 0), own.bias[row : row + 1]
 
 
 def _one_node(layer: nn.Module, weight: Tensor, bias: Tensor, group: int, x: Tensor) -> Tensor:

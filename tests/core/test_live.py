@@ -18,6 +18,7 @@ from tests.core.helpers import (
     grow,
     neuron_dim,
     output_of,
+    output_weights,
     randomise,
     reference_dendrites,
     reference_forward,
@@ -46,7 +47,7 @@ def live_layer(make: Callable[[], nn.Module], x: Tensor, dendrites: int) -> nn.M
 
 def live_reference(layer: nn.Module, x: Tensor) -> Tensor:
     out = output_of(layer.forward(*arguments(x)))
-    for weight, output in zip(layer.dendrites[0].weights, reference_dendrites(layer, x, live=True), strict=True):
+    for weight, output in zip(output_weights(layer), reference_dendrites(layer, x, live=True), strict=True):
         out = out + weight.reshape(-1, *[1] * (-neuron_dim(layer) - 1)) * output
     return out
 
