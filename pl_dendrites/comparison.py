@@ -216,11 +216,23 @@ class _Fits:
         )
 
 
-def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Callable[[], pl.LightningModule]:
-    def count(width: int) -> int:
-        with isolate_rng():
-            return parameter_count(wider(width))
+def closest_width(count: Callable[[int], int], parameters: int) -> int:
+    """The width whose network comes closest to so many parameters.
 
+    Args:
+        count: the parameters of a network with a width; more for a larger one.
+        parameters: that are asked for.
+
+    Returns:
+        A width of at least 1; of two that are equally close, the smaller one.
+
+    Raises:
+        ValueError: if no width is large enough.
+
+    Example:
+        >>> closest_width(lambda width: 43 * width + 26, 3108)
+        72
+    """
     high = 1
     while count(high) < parameters:
         if high >= _WIDEST:
@@ -230,5 +242,13 @@ def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Ca
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if count(middle) < parameters else (low, middle)
-    closest = min(range(max(low - 1, 1), low + 1), key=lambda width: abs(count(width) - parameters))
+    return min(range(max(low - 1, 1), low + 1), key=lambda width: abs(count(width) - parameters))
+
+
+def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Callable[[], pl.LightningModule]:
+    def count(width: int) -> int:
+        with isolate_rng():
+            return parameter_count(wider(width))
+
+    closest = closest_width(count, parameters)
     return lambda: wider(closest)

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -35,7 +34,7 @@ class Unit:
         row: what the network is called.
         seed: of everything in it.
         width: of the network, before it has dendrites.
-        arguments: of the ``DendriteCallback``, besides those of the task; ``None`` for the peer's.
+        arguments: of the ``DendriteCallback``, besides those of the task.
         epochs: that a plain network is trained for at least, with restarts.
         restarts: that it gets at least.
     """
@@ -82,7 +81,7 @@ def load(name: str, data_dir: Path) -> Parts:
     return DATA[name](data_dir)
 
 
-def work(unit: Unit, data_dir: Path, peer_python: Path | None) -> dict[str, Any]:
+def work(unit: Unit, *, data_dir: Path, peer_python: Path | None) -> dict[str, Any]:
     """Train the network of a unit, in a process of one thread, and return its record."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -174,5 +173,4 @@ def peers(unit: Unit, task: Task, data: Parts, python: Path) -> dict[str, Any]:
         )
     if done.returncode:
         raise RuntimeError(f"the peer failed:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
-    print(done.stderr, end="", file=sys.stderr) if not done.stdout.strip() else None
     return json.loads(done.stdout.splitlines()[-1])

@@ -53,7 +53,7 @@ _TEXT: dict[str, Any] = {
     "most": 50,
     "peer": False,
 }
-_TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max_correlation_epochs": 10}
+_TEXT_PHASES = {"patience": 4, "min_delta": 0.005, "min_delta_mode": "rel", "max_correlation_epochs": 10}
 
 TASKS = {
     "digits": Task("digits", "digits", 8, (4, 16, 64), 5, batch=64),
