@@ -36,7 +36,7 @@ def letters(folder: Path) -> Parts:
 
 
 def adult(folder: Path) -> Parts:
-    """32,561 people: does one earn more than 50,000 dollars (UCI 2)? Numbers, and an input for each word of a column."""
+    """32,561 people: does one earn more than 50,000 dollars (UCI 2)? Numbers, and an input for each word there is."""
     with gzip.open(folder / "adult.csv.gz", "rt") as file:
         rows = [[cell.strip() for cell in row] for row in list(csv.reader(file))[1:] if row]
     *columns, income = zip(*rows, strict=True)

@@ -1,7 +1,8 @@
 """A network of the benchmark of quality with the dendrites of ``perforatedai`` 3.2.9, by its documented loop.
 
-Runs in an environment that has that package; ``quality.py --peer-python`` starts it. The argument is JSON with the settings of the
-network; ``data.pt`` in the working directory has the data. The last line of the output is the result, as JSON.
+Runs in an environment that has that package; ``quality.py --peer-python`` starts it. The argument is JSON with the
+settings of the network; ``data.pt`` in the working directory has the data. The last line of the output is the result,
+as JSON.
 
 The loss on validation data decides, as everywhere, and ``patience`` is the peer's epochs before it adds a set. The rest
 is as the peer has it: it searches learning rates after each set, and tries a set that did not help a second time.
@@ -51,15 +52,16 @@ def main() -> None:
         parameters = {"params": net.parameters(), "lr": settings["rate"]}
         return tracker.setup_optimizer(net, parameters, {"mode": "min", "factor": 0.5, "patience": 4})[0]
 
-    optimizer, restarts = make_optimizer(), 0
+    optimizer, epochs, restarts = make_optimizer(), 0, 0
     batches = Batches(*data[0], settings["batch"], shuffle=True, most=settings["most"])
     start = time.perf_counter()
-    for epoch in range(1, MOST_EPOCHS + 1):
+    while epochs < MOST_EPOCHS:
         net.train()
         for x, y in batches:
             optimizer.zero_grad()
             loss_of(net(x), y).backward()
             optimizer.step()
+        epochs += 1
         net, restructured, complete = tracker.add_validation_score(scores(net, *data[1])["loss"], net)
         if complete:
             break
@@ -67,7 +69,7 @@ def main() -> None:
             optimizer, restarts = make_optimizer(), restarts + 1
     seconds = time.perf_counter() - start
     found = {
-        "epochs": epoch,
+        "epochs": epochs,
         "seconds": seconds,
         "score": scores(net, *data[1])["loss"],
         "result": scores(net, *data[2])[settings["metric"]],

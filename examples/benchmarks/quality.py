@@ -174,7 +174,9 @@ def main() -> None:
     tables = {name: results.Table(name, rows, options.seeds, plan.records, as_wide) for name in options.tasks}
     text = "\n\n".join(table.markdown() for table in tables.values())
     (options.out / "quality.md").write_text(f"{text}\n")
-    (options.out / "quality.json").write_text(json.dumps({name: table.rows for name, table in tables.items()}, indent=1))
+    (options.out / "quality.json").write_text(
+        json.dumps({name: table.rows for name, table in tables.items()}, indent=1)
+    )
     for name, table in tables.items():
         table.draw(options.out / f"{name}.png")
     print(f"\n{text}")

@@ -113,15 +113,19 @@ class Table:
     def draw(self, path: Path) -> None:
         """The results over the parameters, with the frontier: plain networks that no smaller one beats."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log", xlabel="parameters", ylabel=UNITS[self.task.metric], title=self.name)
         plain = sorted((row for row in self.rows if row["kind"] == "restarted"), key=lambda row: row["parameters"])
         frontier = [row for i, row in enumerate(plain) if all(row["result"] < one["result"] for one in plain[:i])]
-        axes.plot(*_points(frontier), color="0.6", drawstyle="steps-post", label="frontier of plain networks")
+        axes.plot(*_points(frontier), color="0.6", label="frontier of plain networks")
         axes.errorbar(*_points(plain), _spreads(plain), fmt=".", color="0.4", label="plain, restarted")
         for row in (row for row in self.rows if row["kind"] == "grown"):
             axes.errorbar(*_points([row]), _spreads([row]), fmt="o", capsize=2, label=row["row"])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize="small")
         figure.savefig(path, dpi=150)
 
