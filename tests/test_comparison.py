@@ -119,7 +119,7 @@ class Spoilt(Classifier):
 @pytest.mark.parametrize(("mode", "best"), [("min", 1.0), ("max", 3.0)])
 def test_a_restart_that_makes_a_network_worse_is_forgotten(mode: str, best: float) -> None:
     arguments = DENDRITES | {"monitor": "fits", "mode": mode, "max_tries": 1}
-    plain, grown, restarted = compare(Spoilt, Data, arguments, "fits", seeds=1).runs
+    _, grown, restarted = compare(Spoilt, Data, arguments, "fits", seeds=1).runs
     assert grown.tries == 2
     assert (restarted.score, restarted.result) == (best, best)
 

@@ -1,12 +1,12 @@
 """Do dendrites help, and would a wider network, or the same one trained for longer, have done as well?
 
-    python examples/benchmarks/quality.py --data-dir DIR [--tasks letters ...] [--rows hybrid ...] [--seeds 5] [--jobs 2]
+    python examples/benchmarks/quality.py --data-dir DIR [--tasks letters ...] [--rows hybrid ...] [--jobs 2]
 
 Each task is a network and data. Each row is the network with dendrites by one setting of the callback: a name in
-``tasks.ROWS``, or JSON of the callback's arguments, as ``'{"learning": "hybrid", "fan_in": 8}'``. Beside every row stand
-two plain networks, trained for at least as many epochs, and restarted from their best weights with fresh optimizers at
-least as often: the same network, and a wider one with as many parameters. Restarts alone gain up to a point: the
-controls always have them.
+``tasks.ROWS``, or JSON of the callback's arguments, as ``'{"learning": "hybrid", "candidates": 8}'``. Beside a row
+stand two plain networks, trained for at least as many epochs, and restarted from their best weights with fresh
+optimizers at least as often: the same network, and a wider one with as many parameters. Restarts alone gain up to a
+point: the controls always have them.
 
 All decisions are made on validation data; test data is read once for each network. Every result goes into
 ``results.jsonl`` at once, and a run that is started again goes on where it was. ``quality.md`` and ``quality.json`` sum
@@ -22,7 +22,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -115,10 +115,23 @@ def recorded(path: Path) -> results.Records:
     return records
 
 
+class Here(Executor):
+    """Does what is submitted at once, in this process."""
+
+    def submit(self, do: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(do(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 def carry_out(plan: Plan, path: Path, jobs: int, do: Callable[[Unit], dict[str, Any]]) -> None:
     """Do what is missing, several units at a time, and write down every result at once."""
     running: dict[Future[dict[str, Any]], Unit] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, path.open("a") as file:
+    executor = Here() if jobs == 1 else ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with executor as pool, path.open("a") as file:
         if file.tell():
             file.write("\n")  # after a line that may have been cut off
         while True:
@@ -145,7 +158,7 @@ def carry_out(plan: Plan, path: Path, jobs: int, do: Callable[[Unit], dict[str, 
                 )
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the files are; digits need none")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
@@ -155,7 +168,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("quality"))
     parser.add_argument("--peer-python", type=Path, help="of an environment with perforatedai 3.2.9")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     rows = {}
     for row in options.rows:
         if row not in ROWS and not row.startswith("{"):

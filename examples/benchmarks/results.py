@@ -105,7 +105,7 @@ class Table:
             cells.append(f"{row['dendrites']:.1f}" if "dendrites" in row else "")
             for name in ("same network", "as many parameters"):
                 control = row.get(name)
-                ratio = "" if not control or control["ratio"] is None else f"× {control['ratio']:.2f}, "
+                ratio = "" if not control or control["ratio"] is None else f"x {control['ratio']:.2f}, "
                 cells.append(f"{shown(control)} ({ratio}{control['better in']} of {row['runs']})" if control else "")
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
