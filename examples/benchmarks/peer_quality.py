@@ -31,6 +31,7 @@ def configure(settings: dict[str, Any]) -> None:
         "silent": True,
         "max_dendrites": settings["arguments"]["max_dendrites"],
         "n_epochs_to_switch": settings["arguments"]["patience"],
+        **settings["peer"],
     }
     for name, value in chosen.items():
         getattr(GPA.pc, f"set_{name}")(value)

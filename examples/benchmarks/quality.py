@@ -61,9 +61,10 @@ class Plan:
         self.failed: set[results.Key] = set()
 
     def grown(self, task: str, seed: int) -> list[Unit]:
-        rows = [name for name in self.rows if name != PEER or TASKS[task].peer]
-        width = TASKS[task].width
-        return [Unit(task, row, seed, width, {**self.rows[row], **self.arguments}) for row in rows]
+        chosen = TASKS[task]
+        rows = self.rows if chosen.peer is not None else {name: row for name, row in self.rows.items() if name != PEER}
+        units = [Unit(task, name, seed, chosen.width, {**row, **self.arguments}) for name, row in rows.items()]
+        return [unit for unit in units if chosen.sparse or unit.arguments.get("fan_in") is None]
 
     def plain(self, task: str, seed: int) -> list[Unit]:
         """The controls of all that grew, and the other networks of the picture."""

@@ -25,7 +25,8 @@ class Task:
         most: batches of an epoch; ``None``: all.
         rate: the learning rate of Adam. It is halved when the loss has not fallen for four epochs.
         arguments: of the ``DendriteCallback``.
-        peer: whether the peer's documented loop trains this network as it is.
+        peer: settings of the peer that this network needs; ``None``: it does not train it without code of its own.
+        sparse: whether layers that grow can have sparse dendrites; else such rows would repeat the dense ones.
     """
 
     data: str
@@ -38,11 +39,12 @@ class Task:
     most: int | None = None
     rate: float = 3e-3
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    peer: bool = True
+    peer: Mapping[str, Any] | None = field(default_factory=dict)
+    sparse: bool = True
 
     def settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that a result depends on but the seed, as plain values."""
-        plain = {name: value for name, value in asdict(self).items() if name not in ("widths", "seconds", "peer")}
+        plain = {name: value for name, value in asdict(self).items() if name not in ("widths", "seconds", "sparse")}
         return {**plain, "arguments": {**ALWAYS, **self.arguments, **arguments}}
 
 
@@ -51,19 +53,26 @@ _TEXT: dict[str, Any] = {
     "metric": "bits",
     "batch": 32,
     "most": 50,
-    "peer": False,
 }
 _TEXT_PHASES = {"patience": 4, "min_delta": 0.005, "min_delta_mode": "rel", "max_correlation_epochs": 10}
 
 TASKS = {
-    "digits": Task("digits", "digits", 8, (4, 16, 64), 5, batch=64),
+    "digits": Task("digits", "digits", 8, (4, 16, 64), 2.5, batch=64),
     "letters": Task("letters", "letters", 16, (8, 32, 128), 12),
-    "adult": Task("adult", "adult", 8, (2, 16, 64), 10),
-    "mnist-mlp": Task("mnist", "mnist-mlp", 16, (8, 32, 128), 10, batch=128),
-    "mnist-cnn": Task("mnist", "mnist-cnn", 4, (2, 8, 16), 20, batch=128),
+    "adult": Task("adult", "adult", 8, (2, 16, 64), 3),
+    "mnist-mlp": Task("mnist", "mnist-mlp", 16, (8, 32, 128), 3, batch=128),
+    "mnist-cnn": Task("mnist", "mnist-cnn", 4, (2, 8, 16), 17, batch=128),
     # The GRU itself grows, not the layer that reads it: what is remembered is what is missing.
     "shakespeare-gru": Task(
-        "shakespeare", "shakespeare-gru", 64, (32, 96, 192), 30, **_TEXT, arguments={**_TEXT_PHASES, "targets": ["GRU"]}
+        "shakespeare",
+        "shakespeare-gru",
+        64,
+        (32, 96, 192),
+        35,
+        **_TEXT,
+        peer=None,
+        sparse=False,
+        arguments={**_TEXT_PHASES, "targets": ["GRU"]},
     ),
     # The feed-forward layers grow: attention uses its projections' weights and never calls them.
     "shakespeare-transformer": Task(
@@ -71,8 +80,9 @@ TASKS = {
         "shakespeare-transformer",
         16,
         (8, 24, 48),
-        30,
+        25,
         **_TEXT,
+        peer={"output_dimensions": [-1, -1, 0], "module_ids_to_track": [".head"]},
         arguments={**_TEXT_PHASES, "targets": ["*.linear1", "*.linear2"]},
     ),
 }
