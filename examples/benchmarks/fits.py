@@ -62,7 +62,7 @@ class Model(L.LightningModule):
 
     def __init__(self, task: Task, width: int) -> None:
         super().__init__()
-        self.net, self.rate = NETWORKS[task.network](width), task.rate
+        self.net, self.task = NETWORKS[task.network](width), task
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return loss_of(self.net(batch[0]), batch[1])
@@ -71,8 +71,8 @@ class Model(L.LightningModule):
         self.log("loss", loss_of(self.net(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.rate)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=4)
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.task.rate)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=self.task.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "loss"}}
 
 

@@ -51,7 +51,8 @@ def main() -> None:
 
     def make_optimizer() -> torch.optim.Optimizer:
         parameters = {"params": net.parameters(), "lr": settings["rate"]}
-        return tracker.setup_optimizer(net, parameters, {"mode": "min", "factor": 0.5, "patience": 4})[0]
+        schedule = {"mode": "min", "factor": 0.5, "patience": settings["decay"]}
+        return tracker.setup_optimizer(net, parameters, schedule)[0]
 
     optimizer, epochs, restarts = make_optimizer(), 0, 0
     batches = Batches(*data[0], settings["batch"], shuffle=True, most=settings["most"])

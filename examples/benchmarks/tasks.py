@@ -23,7 +23,8 @@ class Task:
         seconds: that a plain fit took, on one thread.
         batch: size of a batch.
         most: batches of an epoch; ``None``: all.
-        rate: the learning rate of Adam. It is halved when the loss has not fallen for four epochs.
+        rate: the learning rate of Adam.
+        decay: it is halved when the loss on validation data has not fallen in more epochs than this.
         arguments: of the ``DendriteCallback``.
         peer: settings of the peer that this network needs; ``None``: it does not train it without code of its own.
         sparse: whether layers that grow can have sparse dendrites; else such rows would repeat the dense ones.
@@ -38,6 +39,7 @@ class Task:
     batch: int = 256
     most: int | None = None
     rate: float = 3e-3
+    decay: int = 4
     arguments: Mapping[str, Any] = field(default_factory=dict)
     peer: Mapping[str, Any] | None = field(default_factory=dict)
     sparse: bool = True
@@ -53,8 +55,9 @@ _TEXT: dict[str, Any] = {
     "metric": "bits",
     "batch": 32,
     "most": 50,
+    "decay": 1,
 }
-_TEXT_PHASES = {"patience": 4, "min_delta": 0.005, "min_delta_mode": "rel", "max_correlation_epochs": 10}
+_TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max_correlation_epochs": 10}
 
 TASKS = {
     "digits": Task("digits", "digits", 8, (4, 16, 64), 2.5, batch=64),
@@ -68,7 +71,7 @@ TASKS = {
         "shakespeare-gru",
         64,
         (32, 96, 192),
-        35,
+        30,
         **_TEXT,
         peer=None,
         sparse=False,
@@ -80,7 +83,7 @@ TASKS = {
         "shakespeare-transformer",
         16,
         (8, 24, 48),
-        25,
+        30,
         **_TEXT,
         peer={"output_dimensions": [-1, -1, 0], "module_ids_to_track": [".head"]},
         arguments={**_TEXT_PHASES, "targets": ["*.linear1", "*.linear2"]},
