@@ -21,7 +21,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from functools import cache, partial
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ from tasks import PEER, ROWS, TASKS
 from pl_dendrites.comparison import closest_width
 
 # What a network takes, in plain fits: it trains in as many phases, and steps with dendrites cost more.
-COST = {"grown": 4, "peer": 5, "plain": 3}
+COST = {"grown": 5, "peer": 5, "plain": 3}
 
 
 @cache
@@ -54,11 +54,24 @@ class Plan:
         rows: Mapping[str, Mapping[str, Any]],
         seeds: int,
         arguments: Mapping[str, Any],
-        records: results.Records,
+        found: Iterable[dict[str, Any]],
     ) -> None:
         self.tasks, self.rows, self.seeds, self.arguments = tasks, rows, seeds, arguments
-        self.records = records
+        self.none = {**arguments, "max_dendrites": 0}
+        self.records: results.Records = {}
+        for record in found:
+            self.take(record)
         self.failed: set[results.Key] = set()
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Keep a result, unless it is one of other settings, or of a row that was not asked for."""
+        task, row, seed = key = record["task"], record["row"], record["seed"]
+        if row in self.rows:
+            unit = Unit(task, row, seed, TASKS[task].width, {**self.rows[row], **self.arguments})
+        else:
+            unit = Unit(task, row, seed, record["settings"]["width"], self.none)
+        if record["settings"] == unit.settings:
+            self.records[key] = record
 
     def grown(self, task: str, seed: int) -> list[Unit]:
         chosen = TASKS[task]
@@ -72,12 +85,11 @@ class Plan:
         most = {name: max([record[name] for record in grown], default=0) for name in ("epochs", "restarts")}
         controls = [as_wide(TASKS[task].network, record["parameters"]) for record in grown]
         widths = sorted({TASKS[task].width, *TASKS[task].widths, *controls})
-        none = {**self.arguments, "max_dendrites": 0}
-        return [Unit(task, results.plain_row(width), seed, width, none, **most) for width in widths]
+        return [Unit(task, results.plain_row(width), seed, width, self.none, **most) for width in widths]
 
     def done(self, unit: Unit) -> bool:
         record = self.records.get(unit.key)
-        if record is None or record["settings"] != unit.settings:
+        if record is None:
             return False
         return "stages" not in record or results.stage(record, unit.epochs, unit.restarts) is not None
 
@@ -104,16 +116,13 @@ class Plan:
         return total / 3600
 
 
-def recorded(path: Path) -> results.Records:
+def recorded(path: Path) -> Iterator[dict[str, Any]]:
     """What was found before; a line that was cut off in writing counts for nothing."""
-    records: results.Records = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            record = json.loads(line)
+            yield json.loads(line)
         except json.JSONDecodeError:
             continue
-        records[record["task"], record["row"], record["seed"]] = record
-    return records
 
 
 class Here(Executor):
@@ -148,7 +157,8 @@ def carry_out(plan: Plan, path: Path, jobs: int, do: Callable[[Unit], dict[str, 
                     plan.failed.add(unit.key)
                     print(f"{name} failed: {error}", file=sys.stderr, flush=True)
                     continue
-                record = plan.records[unit.key] = future.result()
+                record = future.result()
+                plan.take(record)
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 last = record["stages"][-1] if "stages" in record else record
