@@ -14,7 +14,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from benchmarks import letters
+from benchmarks import data
 from lightning.pytorch.cli import ArgsType, LightningCLI, OptimizerCallable
 from sklearn import datasets
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class Letters(InMemory):
         file = self.data_dir / "letter-recognition.csv.gz"
         if not file.is_file():
             raise FileNotFoundError(f"there is no '{file}': name the directory it is in with --data.data_dir DIR")
-        return letters.load(self.data_dir)
+        return data.letters(self.data_dir)
 
 
 # -- models -------------------------------------------------------------------------------------------------------

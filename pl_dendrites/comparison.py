@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from pl_dendrites.callback import DendriteCallback
 from pl_dendrites.history import parameter_count
 
-__all__ = ["Comparison", "Run", "compare"]
+__all__ = ["Comparison", "Run", "closest_width", "compare"]
 
 _QUIET = {
     "max_epochs": -1,
@@ -34,7 +36,8 @@ class Run:
     """One network of a comparison, trained and tested.
 
     Attributes:
-        name: what was compared: ``"plain"``, ``"plain, restarted"``, ``"with dendrites"`` or ``"wider, restarted"``.
+        name: what was compared: ``"plain"``, ``"plain, restarted"``, ``"with dendrites"`` or ``"wider, restarted"``; of
+            several settings, the name of each and ``"as large as NAME, restarted"``.
         seed: of the run.
         result: the metric on test data, which is read once.
         score: the best one on validation data, which decided when to stop and what to keep.
@@ -90,7 +93,7 @@ class Comparison:
 def compare(
     model: Callable[[], pl.LightningModule],
     data: Callable[[], pl.LightningDataModule],
-    dendrites: Mapping[str, Any],
+    dendrites: Mapping[str, Any] | Mapping[str, Mapping[str, Any]],
     metric: str,
     *,
     wider: Callable[[int], pl.LightningModule] | None = None,
@@ -101,15 +104,17 @@ def compare(
 
     All stop by the rule of :class:`~pl_dendrites.DendriteCallback`, by their validation score, and are tested once with
     the best weights. Restarts alone can help, so the controls are restarted from their best weights as often as sets of
-    dendrites were tried, with fresh optimizers.
+    dendrites were tried, with fresh optimizers, and the best network of all these fits is tested.
 
     Args:
         model: makes the model.
         data: makes its data, with a test part.
-        dendrites: arguments of the ``DendriteCallback``.
+        dendrites: arguments of the ``DendriteCallback``, or several such by what they are to be called. The plain model
+            is then restarted as often as the one that tried most, and trained by the arguments of the first.
         metric: what the model logs in ``test_step``.
         wider: makes the model with a width; the width whose parameters come closest to those of the network with
-            dendrites is taken. ``None``: no such control, and no honest answer to whether width would have done.
+            dendrites is taken, for each of several settings. ``None``: no such control, and no honest answer to whether
+            width would have done.
         seeds: the whole is run with seeds 0, 1, ...
         trainer: settings of the Trainer, added to ``max_epochs=-1`` and no output.
 
@@ -141,18 +146,42 @@ def compare(
     """
     if seeds < 1:
         raise ValueError(f"`seeds` must be at least 1, got {seeds}")
+    several = bool(dendrites) and all(isinstance(value, Mapping) for value in dendrites.values())
+    settings: Mapping[str, Mapping[str, Any]] = dendrites if several else {"with dendrites": dendrites}
     fits = _Fits(data, metric, {**_QUIET, **(trainer or {})})
-    none = {**dendrites, "max_dendrites": 0}
+    first = _none(next(iter(settings.values())))
     runs = []
     with _seeds_aside():
         for seed in range(seeds):
-            grown = fits.run("with dendrites", seed, model, dendrites)
-            runs += [fits.run("plain", seed, model, none), grown]
-            controls = {"plain, restarted": model}
+            grown = [fits.run(name, seed, model, arguments) for name, arguments in settings.items()]
+            restarts = max(run.tries for run in grown)
+            runs += [fits.run("plain", seed, model, first), *grown]
+            runs.append(fits.run("plain, restarted", seed, model, first, restarts=restarts))
             if wider is not None:
-                controls["wider, restarted"] = _as_large(wider, grown.parameters)
-            runs += [fits.run(name, seed, make, none, restarts=grown.tries) for name, make in controls.items()]
+                runs += _wider(fits, wider, grown, settings)
     return Comparison(metric, tuple(runs))
+
+
+def _none(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {**arguments, "max_dendrites": 0}
+
+
+def _wider(
+    fits: _Fits,
+    wider: Callable[[int], pl.LightningModule],
+    grown: Sequence[Run],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> list[Run]:
+    def count(width: int) -> int:
+        with isolate_rng():
+            return parameter_count(wider(width))
+
+    runs = []
+    for run in grown:
+        name = f"as large as {run.name}, restarted" if len(grown) > 1 else "wider, restarted"
+        arguments, width = _none(settings[run.name]), closest_width(count, run.parameters)
+        runs.append(fits.run(name, run.seed, partial(wider, width), arguments, restarts=run.tries))
+    return runs
 
 
 @contextmanager
@@ -187,12 +216,20 @@ class _Fits:
         pl.seed_everything(seed, workers=True, verbose=False)
         model, data = make(), self.data()
         start, epochs = time.perf_counter(), 0
+        best: float | None = None
         for _ in range(1 + restarts):
             callback = DendriteCallback(**arguments)
             callbacks = [*self.settings.get("callbacks", []), callback]
             trainer = pl.Trainer(**{**self.settings, "callbacks": callbacks})
             trainer.fit(model, datamodule=data)
             epochs += trainer.current_epoch
+            score = callback.best_model_score
+            assert score is not None
+            if best is None or (score > best if callback.mode == "max" else score < best):
+                best, weights = score, copy.deepcopy(model.state_dict())
+            else:
+                model.load_state_dict(weights)
+        assert best is not None
         seconds = time.perf_counter() - start
         logged = {
             key: value for found in trainer.test(model, datamodule=data, verbose=False) for key, value in found.items()
@@ -201,13 +238,11 @@ class _Fits:
             raise MisconfigurationException(
                 f"`metric`: {self.metric!r} is not logged in test_step; logged are {sorted(logged)}"
             )
-        score = callback.best_model_score
-        assert score is not None
         return Run(
             name=name,
             seed=seed,
             result=float(logged[self.metric]),
-            score=score,
+            score=best,
             parameters=parameter_count(model),
             epochs=epochs,
             seconds=seconds,
@@ -216,11 +251,23 @@ class _Fits:
         )
 
 
-def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Callable[[], pl.LightningModule]:
-    def count(width: int) -> int:
-        with isolate_rng():
-            return parameter_count(wider(width))
+def closest_width(count: Callable[[int], int], parameters: int) -> int:
+    """The width whose network comes closest to so many parameters.
 
+    Args:
+        count: the parameters of a network with a width; more for a larger one.
+        parameters: that are asked for.
+
+    Returns:
+        A width of at least 1; of two that are equally close, the smaller one.
+
+    Raises:
+        ValueError: if no width is large enough.
+
+    Example:
+        >>> closest_width(lambda width: 43 * width + 26, 3108)
+        72
+    """
     high = 1
     while count(high) < parameters:
         if high >= _WIDEST:
@@ -230,5 +277,4 @@ def _as_large(wider: Callable[[int], pl.LightningModule], parameters: int) -> Ca
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if count(middle) < parameters else (low, middle)
-    closest = min(range(max(low - 1, 1), low + 1), key=lambda width: abs(count(width) - parameters))
-    return lambda: wider(closest)
+    return min(range(max(low - 1, 1), low + 1), key=lambda width: abs(count(width) - parameters))

@@ -86,6 +86,44 @@ def test_the_same_seeds_give_the_same_results() -> None:
     assert grown.result == pytest.approx(grown.score)  # of the same data here: the best network was tested
 
 
+def test_several_settings_have_controls_of_their_size_each() -> None:
+    small = DENDRITES | {"max_dendrites": 1, "max_tries": 0}
+    settings = {"one": small, "many": DENDRITES | {"learning": "gradient", "max_tries": 3}}
+    runs = {run.name: run for run in compare(Classifier, Data, settings, "val_acc", wider=Classifier, seeds=1).runs}
+    controls = ["as large as one, restarted", "as large as many, restarted"]
+    assert list(runs) == ["plain", "one", "many", "plain, restarted", *controls]
+    assert runs["one"].tries < runs["many"].tries
+    for name, control in zip(settings, controls, strict=True):
+        parameters = runs[name].parameters
+        assert abs(runs[control].parameters - parameters) == min(abs(size(h) - parameters) for h in range(1, 60))
+        assert runs[control].epochs == 2 * (1 + runs[name].tries)
+    assert runs["plain, restarted"].epochs == 2 * (1 + runs["many"].tries)
+
+
+class Spoilt(Classifier):
+    """Every fit makes it worse, and its weights know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fits", torch.zeros(()))
+
+    def on_train_start(self) -> None:
+        self.fits += 1
+
+    def validation_step(self, *_: Any) -> None:
+        self.log("fits", self.fits)
+
+    test_step = validation_step
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1.0), ("max", 3.0)])
+def test_a_restart_that_makes_a_network_worse_is_forgotten(mode: str, best: float) -> None:
+    arguments = DENDRITES | {"monitor": "fits", "mode": mode, "max_tries": 1}
+    _, grown, restarted = compare(Spoilt, Data, arguments, "fits", seeds=1).runs
+    assert grown.tries == 2
+    assert (restarted.score, restarted.result) == (best, best)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match=r"'f1' is not logged in test_step; logged are \['val_acc'"):
         compare(Classifier, Data, DENDRITES, "f1", seeds=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import re
@@ -78,6 +79,58 @@ def test_the_command_of_the_command_line_example(tmp_path: Path) -> None:
     config = EXAMPLES / "configs" / "digits.yaml"
     shown = run(Path("cli.py"), "fit", "--config", str(config), *TINY, cwd=tmp_path)
     assert re.search(r"\n +1 +1 +1,238 +1 \+ 1 ", shown)
+
+
+# Two runs in one process, for importing takes longer than the fits. The second finds a line that was cut off.
+QUALITY = """
+import json
+import sys
+from pathlib import Path
+import quality
+
+tiny = {"base_epochs": 1, "max_correlation_epochs": 1, "max_dendrites": 1, "candidates": 1}
+options = ["--tasks", "digits", "--seeds", "1", "--out", "out", "--arguments", json.dumps(tiny), "--rows", "gradient"]
+path = Path("out", "results.jsonl")
+quality.main([*options, '{"learning": "hybrid", "activation": "relu"}'])
+lines = path.read_text().splitlines()
+path.write_text("\\n".join(lines)[:-20])
+print("again")
+quality.main(options)
+print(len(lines), [json.loads(line)["stages"][0]["result"] for line in (lines[-1], path.read_text().splitlines()[-1])])
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_benchmark_of_quality_has_its_controls_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES / "benchmarks"), str(EXAMPLES.parent)])}
+    command = [sys.executable, "-c", QUALITY]
+    done = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split("\nagain\n")
+    *_, last = second.splitlines()
+    count, results = last.split(maxsplit=1)
+    assert first.count(", seed 0: ") == int(count) > 5
+    assert second.count(", seed 0: ") == 1
+    one, two = json.loads(results)
+    assert one == two
+    rows = {
+        cells[1]: cells
+        for cells in ([cell.strip() for cell in line.split("|")] for line in first.splitlines())
+        if len(cells) > 5
+    }
+    for name in ("gradient", "learning=hybrid, activation=relu"):
+        _, _, error, parameters, epochs, _, dendrites, same, wider, _ = rows[name]
+        assert (parameters, dendrites) == ("1,238", "1.0")
+        for control in (same, wider):
+            result, ratio = re.fullmatch(r"([\d.]+) \(x ([\d.]+), [01] of 1\)", control).groups()
+            assert float(ratio) == pytest.approx(float(error) / float(result), abs=0.03)
+        assert float(rows["plain, 8 wide, restarted"][4]) >= float(epochs) > 1
+    *_, gradient = json.loads((tmp_path / "out" / "quality.json").read_text())["digits"]
+    controls = [gradient[name]["parameters"] for name in ("same network", "as many parameters")]
+    assert controls == [610, 1210]
+    assert (tmp_path / "out" / "digits.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -1,0 +1,101 @@
+"""What the benchmark of quality trains: a network on data, with everything that was chosen for it in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# Of every fit's DendriteCallback, with dendrites or without; a task may say otherwise.
+ALWAYS = {"monitor": "loss", "max_dendrites": 3, "patience": 12, "verbose": False}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network and data for it.
+
+    Attributes:
+        data: its name in ``data.DATA``.
+        network: its name in ``networks.NETWORKS``.
+        width: of the network that dendrites are added to.
+        widths: of other plain networks, for the picture.
+        metric: what is compared, ``"error"`` in % or ``"bits"`` per character. The loss decides in any case.
+        seconds: that a plain fit took, on one thread.
+        batch: size of a batch.
+        most: batches of an epoch; ``None``: all.
+        rate: the learning rate of Adam.
+        decay: it is halved when the loss on validation data has not fallen in more epochs than this.
+        arguments: of the ``DendriteCallback``.
+        peer: settings of the peer that this network needs; ``None``: it does not train it without code of its own.
+        sparse: whether layers that grow can have sparse dendrites; else such rows would repeat the dense ones.
+    """
+
+    data: str
+    network: str
+    width: int
+    widths: tuple[int, ...]
+    seconds: float
+    metric: str = "error"
+    batch: int = 256
+    most: int | None = None
+    rate: float = 3e-3
+    decay: int = 4
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    peer: Mapping[str, Any] | None = field(default_factory=dict)
+    sparse: bool = True
+
+    def settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a result depends on but the seed, as plain values."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("widths", "seconds", "sparse")}
+        return {**plain, "arguments": {**ALWAYS, **self.arguments, **arguments}}
+
+
+# Text is endless here, and its loss creeps down for ever: what a phase has to gain is a share of it.
+_TEXT: dict[str, Any] = {
+    "metric": "bits",
+    "batch": 32,
+    "most": 50,
+    "decay": 1,
+}
+_TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max_correlation_epochs": 10}
+
+TASKS = {
+    "digits": Task("digits", "digits", 8, (4, 16, 64), 2.5, batch=64),
+    "letters": Task("letters", "letters", 16, (8, 32, 128), 12),
+    "adult": Task("adult", "adult", 8, (2, 16, 64), 3),
+    "mnist-mlp": Task("mnist", "mnist-mlp", 16, (8, 32, 128), 3, batch=128),
+    "mnist-cnn": Task("mnist", "mnist-cnn", 4, (2, 8, 16), 17, batch=128),
+    # The GRU itself grows, not the layer that reads it: what is remembered is what is missing.
+    "shakespeare-gru": Task(
+        "shakespeare",
+        "shakespeare-gru",
+        64,
+        (32, 96, 192),
+        30,
+        **_TEXT,
+        peer=None,
+        sparse=False,
+        arguments={**_TEXT_PHASES, "targets": ["GRU"]},
+    ),
+    # The feed-forward layers grow: attention uses its projections' weights and never calls them.
+    "shakespeare-transformer": Task(
+        "shakespeare",
+        "shakespeare-transformer",
+        16,
+        (8, 24, 48),
+        30,
+        **_TEXT,
+        peer={"output_dimensions": [-1, -1, 0], "module_ids_to_track": [".head"]},
+        arguments={**_TEXT_PHASES, "targets": ["*.linear1", "*.linear2"]},
+    ),
+}
+
+ROWS: dict[str, dict[str, Any]] = {
+    "correlation": {"learning": "correlation"},
+    "gradient": {"learning": "gradient"},
+    "hybrid": {"learning": "hybrid"},
+    "sparse correlation": {"learning": "correlation", "fan_in": 4},
+    "sparse gradient": {"learning": "gradient", "fan_in": 4},
+    "sparse hybrid": {"learning": "hybrid", "fan_in": 4},
+}
+PEER = "peer"
