@@ -83,7 +83,8 @@ class CorrelationPhase:
         self._ranks = Ranks(trainer)
         self._joint: JointLearning | None = None
         if self._ranks.count > 1:
-            self._joint = JointLearning(network.candidates.values(), self._ranks.add_up, self._ranks.count)
+            pools, ranks = network.candidates.values(), self._ranks
+            self._joint = JointLearning(pools, ranks.add_up, ranks.count, ranks.gather)
         self._backward_seen = False
         self._manual = not trainer.lightning_module.automatic_optimization
 

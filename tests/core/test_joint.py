@@ -11,24 +11,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pl_dendrites.core import DendriticNetwork, attach
+from pl_dendrites.core import DendriticNetwork, attach, gathering
 from pl_dendrites.core.joint import JointLearning
 
 Loss = Callable[[nn.Module, Tensor], Tensor]  # a mean over examples
 
 
+@pytest.fixture(autouse=True, params=["gradients are added up", "samples are gathered"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test holds for both, whichever communicates less."""
+    gathers = request.param == "samples are gathered"
+    monkeypatch.setattr(gathering, "_pays", lambda pool, samples: gathers and min(samples) >= 0 < max(samples))
+
+
 class Together:
-    """Adds up over threads as a collective does: all must come, or there is an error."""
+    """Adds up over threads as a collective does, or gathers: all must come, or there is an error."""
 
     def __init__(self, count: int) -> None:
         self.barrier, self.parts, self.count = threading.Barrier(count, timeout=10), {}, count
 
     def add_up(self, tensor: Tensor) -> None:
+        tensor.copy_(self.gather(tensor).sum(0))
+
+    def gather(self, tensor: Tensor) -> Tensor:
         self.parts[threading.get_ident()] = tensor.clone()
         self.barrier.wait()
-        total = torch.stack([self.parts[key] for key in sorted(self.parts)]).sum(0)
+        found = torch.stack([self.parts[key] for key in sorted(self.parts)])
         self.barrier.wait()
-        tensor.copy_(total)
+        return found
 
 
 def network(make_model: Callable[[], nn.Module], watch: bool) -> DendriticNetwork:
@@ -58,7 +68,7 @@ def in_parts(
     networks = [network(make_model, watch) for _ in batches[0]]
 
     def process(rank: int) -> None:
-        joint = JointLearning(networks[rank].candidates.values(), together.add_up, together.count)
+        joint = JointLearning(networks[rank].candidates.values(), together.add_up, together.count, together.gather)
         for parts in batches:
             loss(networks[rank].model, parts[rank]).requires_grad_().backward()
             joint.learn()
