@@ -333,7 +333,7 @@ class Candidates(nn.Module):
         def note(_: Tensor, error: Tensor) -> None:
             noted.append((use, error.detach() if self.watching else None))
 
-        return out.new_zeros((), requires_grad=True), note
+        return out.new_zeros(()).requires_grad_(), note
 
     @torch.no_grad()
     def observe(self, outputs: Tensor, error: Tensor) -> Tensor:
