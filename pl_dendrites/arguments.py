@@ -97,6 +97,19 @@ def check_patterns(name: str, value: object) -> None:
     check(name, texts or callable(value), "a list of names or patterns", value)
 
 
+def check_fan_in(value: object) -> None:
+    """Raise ``ValueError`` unless a value is a number of inputs, a share of them, or ``None``.
+
+    Example:
+        >>> check_fan_in(1.5)
+        Traceback (most recent call last):
+        ValueError: `fan_in` must be an integer of at least 1 or a share up to 1.0, got 1.5
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    holds = value is None or (number and (0 < value <= 1 if isinstance(value, float) else value >= 1))  # type: ignore[operator]
+    check("fan_in", holds, "an integer of at least 1 or a share up to 1.0", value)
+
+
 def check_arguments(given: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` unless a :class:`~pl_dendrites.DendriteCallback` can be made of these arguments.
 
@@ -113,6 +126,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         check_patterns(name, () if name == "targets" and given[name] is None else given[name])
     for name, bound in _BOUNDS.items():
         check_at_least(name, bound if name == "base_epochs" and given[name] is None else given[name], bound)
+    check_fan_in(given["fan_in"])
     check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("restart", "verbose"):
@@ -121,7 +135,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
 def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the :class:`~pl_dendrites.core.phases.PhaseMachine`, of all those of the callback."""
-    others = {"score_name": given["monitor"], "correlation": given["learning"] != "gradient"}
+    others = {
+        "score_name": given["monitor"],
+        "correlation": given["learning"] != "gradient",
+        "sparse": given["fan_in"] is not None,
+    }
     return {name: given[name] for name in _DECIDE} | others
 
 

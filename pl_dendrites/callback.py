@@ -25,7 +25,6 @@ from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import by_reason, phase_record, why_none
 from pl_dendrites.monitor import Display
 from pl_dendrites.ranks import Ranks
-from pl_dendrites.report import write_report
 from pl_dendrites.score import Score
 from pl_dendrites.sharding import SHARDED_KEY, Shards, changing, is_sharded, saved_parameter_names
 from pl_dendrites.state import STATE_FORMAT, check_state
@@ -57,6 +56,9 @@ class DendriteCallback(Status):
             their neuron while the network stands still, and are frozen afterwards. ``"hybrid"``: in the same way first,
             then by gradient with the network. ``"gradient"``: by gradient alone, without correlation phases.
         candidates: candidates that compete for each neuron's next dendrite.
+        fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
+            correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
+            with inputs drawn at random. ``None``: all. Recurrent layers and modules of one's own keep all inputs.
         activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         patience: a base phase ends after so many validations without improvement.
         min_delta: smallest change of the score that counts as improvement.
@@ -115,6 +117,7 @@ class DendriteCallback(Status):
         max_dendrites: int = 5,
         learning: Literal["correlation", "gradient", "hybrid"] = "correlation",
         candidates: int = 4,
+        fan_in: int | float | None = None,
         activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
         patience: int = 10,
         min_delta: float = 0.0,
@@ -135,7 +138,7 @@ class DendriteCallback(Status):
         self.mode: Literal["min", "max"] = mode
         self.history: list[dict[str, Any]] = []
         self.network: DendriticNetwork | None = None
-        self._targets, self._exclude, self._activation = targets, exclude, activation
+        self._targets, self._exclude, self._activation, self._fan_in = targets, exclude, activation, fan_in
         self._pool, self._max_dendrites = candidates, max_dendrites
         self._correlation_min_delta = correlation_min_delta
         self._make_optimizer = optimizer
@@ -163,15 +166,6 @@ class DendriteCallback(Status):
         self._batches = 0
         self._counted = -1  # batches at the end of the last epoch
         self._seed = 0
-
-    def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
-        """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
-
-        Args:
-            path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
-            controls: plain networks to compare with; errors too are as in :func:`~pl_dendrites.report.write_report`.
-        """
-        write_report(path, [*self.history, *filter(None, [self._running()])], controls)
 
     # -- the fit begins and ends ----------------------------------------------------------------------------------
 
@@ -203,9 +197,8 @@ class DendriteCallback(Status):
 
     def _attach(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DendriticNetwork:
         learning = self._rule["learning"]
-        network = self.network = DendriticNetwork(
-            pl_module, self._targets, self._exclude, self._activation, live=learning != "correlation"
-        )
+        network = self.network = DendriticNetwork(pl_module, self._targets, self._exclude)
+        network.set_next(self._activation, live=learning != "correlation", fan_in=self._fan_in)
         self._used = network.watch_use() if learning == "gradient" else None
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
@@ -260,6 +253,8 @@ class DendriteCallback(Status):
         pending = self._machine.pending
         if pending is not None and pending.kind == "correlate":
             self._begin_correlation(trainer, pl_module, pending)
+        elif pending is not None and pending.kind == "prune":
+            self._keep_strongest(trainer, pending)
         elif pending is not None:
             self._begin_base(trainer, pl_module, pending)
         elif self.phase == "correlation" and batch_idx == 0:
@@ -348,6 +343,12 @@ class DendriteCallback(Status):
         self._correlation = CorrelationPhase(
             trainer, self.network, pool=self._pool, seed=seed, optimizer=optimizer, resumed=resumed
         )
+
+    def _keep_strongest(self, trainer: pl.Trainer, decision: Decision) -> None:
+        assert self._correlation is not None
+        self._correlation.keep_strongest()
+        self._machine.commit()
+        self._say(trainer, f"candidates keep their strongest inputs, fan_in={self._fan_in}: {decision.reason}")
 
     def _begin_base(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         assert self.network is not None

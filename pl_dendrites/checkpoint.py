@@ -164,12 +164,12 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> from pl_dendrites.core import attach
         >>> grown = BoringModel()
-        >>> attach(grown).layers["layer"].resize(grown.layer, 2)
+        >>> attach(grown).grow(["layer"])
         >>> checkpoint = {"state_dict": grown.state_dict(), "pytorch-lightning_version": "2.6.0"}
         >>> with tempfile.NamedTemporaryFile(suffix=".ckpt") as file:
         ...     torch.save(checkpoint, file.name)
         ...     load_from_checkpoint(BoringModel, file.name).layer.dendrites.count
-        2
+        1
     """
     checkpoint = read_checkpoint(path, kwargs.get("map_location"))
     grown = checkpoint["state_dict"]

@@ -62,18 +62,9 @@ class CorrelationPhase:
             trainable=None if resumed is None else resumed["trainable"],
             state=None if resumed is None else resumed["candidates"],
         )
-        self._network = network
-        # In float16 the square of a small gradient is zero, and Adam divides by its root: half precision is for the
-        # forward pass, and a step is computed in single.
-        parameters = network.candidate_parameters()
-        stepped = [
-            p if p.dtype == torch.promote_types(p.dtype, torch.float32) else nn.Parameter(p.detach().float())
-            for p in parameters
-        ]
-        self._half = [(half, single) for half, single in zip(parameters, stepped, strict=True) if half is not single]
-        self._single = stepped
+        self._network, self._make_optimizer = network, adam if optimizer is None else optimizer
         try:
-            self._optimizer = (adam if optimizer is None else optimizer)(stepped)
+            self._take_parameters()
             if resumed is not None:
                 self._optimizer.load_state_dict(resumed["optimizer"])
         except BaseException:
@@ -87,6 +78,24 @@ class CorrelationPhase:
             self._joint = JointLearning(pools, ranks.add_up, ranks.count, ranks.gather)
         self._backward_seen = False
         self._manual = not trainer.lightning_module.automatic_optimization
+
+    def _take_parameters(self) -> None:
+        # In float16 the square of a small gradient is zero, and Adam divides by its root: half precision is for the
+        # forward pass, and a step is computed in single.
+        parameters = self._network.candidate_parameters()
+        stepped = [
+            p if p.dtype == torch.promote_types(p.dtype, torch.float32) else nn.Parameter(p.detach().float())
+            for p in parameters
+        ]
+        self._half = [(half, single) for half, single in zip(parameters, stepped, strict=True) if half is not single]
+        self._single = stepped
+        self._optimizer = self._make_optimizer(stepped)
+
+    def keep_strongest(self) -> None:
+        """Let candidates see their strongest inputs alone from now on. Their optimizer begins anew."""
+        if self._network.keep_strongest():
+            self._take_parameters()
+        self._network.reset_correlations()
 
     @property
     def learning_rate(self) -> float:

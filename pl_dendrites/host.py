@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
+from pl_dendrites.core.structure import is_constant_key
 from pl_dendrites.optimizers import OptimizerSettings
 
 __all__ = [
@@ -307,7 +308,7 @@ def wrap(trainer: pl.Trainer) -> None:
         # DDP copies the first process' buffers before each forward pass. Those of dendrites are constants: without
         # them a model that has no others is spared that.
         ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", None)
-        own = [name for name, _ in module.named_buffers() if name.endswith("dendrites.activation_code")]
+        own = [name for name, _ in module.named_buffers() if is_constant_key(name)]
         module._ddp_params_and_buffers_to_ignore = [*(ignored or ()), *own]
         try:
             strategy.configure_ddp()

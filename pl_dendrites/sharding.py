@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 
 from pl_dendrites import host, optimizers
 from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.functional import local
+from pl_dendrites.core.functional import ACTIVATIONS, local
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.network import DendriticNetwork, restore_structure
+from pl_dendrites.core.stack import Form
 from pl_dendrites.core.structure import is_dendrite_key
 from pl_dendrites.core.targets import plain_name
 from pl_dendrites.ranks import Ranks
@@ -80,7 +81,8 @@ def _why_not(trainer: pl.Trainer, layer: nn.Module, dendrites: Dendrites, manage
             f"it is shared out over {weight.device_mesh}, and not simply over all {trainer.world_size} processes. Call"
             " `fully_shard(..., mesh=self.device_mesh['data_parallel'])`."
         )
-    if any(isinstance(own, DTensor) and own.placements[0].is_shard() for own in dendrites.weights):
+    weights = [own for stack in dendrites for own in stack.weights]
+    if any(isinstance(own, DTensor) and own.placements[0].is_shard() for own in weights):
         return (
             "it had dendrites when it was sharded, and can have no more. Shard the model without them, and go on from a"
             " checkpoint that such a fit saved."
@@ -120,26 +122,28 @@ def changing(trainer: pl.Trainer, network: DendriticNetwork) -> Iterator[None]:
 @contextmanager
 def _whole(model: nn.Module) -> Iterator[None]:
     for _, _, dendrites in _layers(model):
-        if isinstance(dendrites.nodes, FSDPModule):
-            dendrites.nodes.unshard()
+        for stack in dendrites:
+            if isinstance(stack.nodes, FSDPModule):
+                stack.nodes.unshard()
     yield
     _shard(model)
 
 
 def _shard(model: nn.Module) -> None:
     for _, layer, dendrites in _layers(model):
-        weight, nodes = weight_of(layer), dendrites.nodes
-        if nodes is None or not isinstance(weight, DTensor):
+        weight = weight_of(layer)
+        if not isinstance(weight, DTensor):
             continue
         mesh = weight.device_mesh
-        for j, own in enumerate(dendrites.weights):
-            if not isinstance(own, DTensor):
-                replicated = DTensor.from_local(own.detach(), mesh, [Replicate()], run_check=False)
-                dendrites.weights[j] = nn.Parameter(replicated, own.requires_grad)
-        if isinstance(nodes, FSDPModule):
-            nodes.reshard()
-        else:
-            fully_shard(nodes, mesh=mesh, reshard_after_forward=True)
+        for stack in dendrites:
+            for j, own in enumerate(stack.weights):
+                if not isinstance(own, DTensor):
+                    replicated = DTensor.from_local(own.detach(), mesh, [Replicate()], run_check=False)
+                    stack.weights[j] = nn.Parameter(replicated, own.requires_grad)
+            if isinstance(stack.nodes, FSDPModule):
+                stack.nodes.reshard()
+            else:
+                fully_shard(stack.nodes, mesh=mesh, reshard_after_forward=True)
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Module, Dendrites]]:
@@ -211,10 +215,16 @@ class Shards:
         self._end_training()
         if self._loading is None:
             return
-        if any(dendrites.live for dendrites in network.layers.values()):
-            raise MisconfigurationException(
-                "the dendrites of a sharded model learn by correlation alone: use learning='correlation'."
-            )
+        for dendrites in network.layers.values():
+            forms = [dendrites.next, *dendrites.forms]
+            if any(form.live for form in forms):
+                raise MisconfigurationException(
+                    "the dendrites of a sharded model learn by correlation alone: use learning='correlation'."
+                )
+            if any(form.fan_in is not None or form.neurons is not None for form in forms):
+                raise MisconfigurationException(
+                    "the dendrites of a sharded model see all inputs, and all neurons have them: leave `fan_in` out."
+                )
         _refuse_layers(self._trainer, network.model)
         self._network = network
         if not self._trainer.lightning_module.automatic_optimization:
@@ -287,8 +297,10 @@ def scatter_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
         weights: of the same model, with any number of dendrites; in processes but the first, shards are not read.
     """
     for name, layer, dendrites in _layers(module):
-        path = f"{name}.dendrites.weights." if name else "dendrites.weights."
-        dendrites.resize(layer, sum(key.startswith(path) for key in weights))
+        path = f"{name}.dendrites.0." if name else "dendrites.0."
+        count = sum(key.startswith(f"{path}weights.") for key in weights)
+        activation = list(ACTIVATIONS)[int(weights[f"{path}code"][0])] if count else ""
+        dendrites.reshape(layer, [Form(count, activation)] if count else [])
     _shard(module)
     for key, value in module.state_dict().items():
         given = weights[key]

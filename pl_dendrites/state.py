@@ -11,7 +11,7 @@ from pl_dendrites.core.phases import PhaseMachine
 
 __all__ = ["STATE_FORMAT", "check_state"]
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 # Takes what was found and where; raises ValueError if it cannot be.
 _Check = Callable[[Any, str], None]

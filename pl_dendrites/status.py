@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -10,6 +13,7 @@ from pl_dendrites.checkpoint import BestModel
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
 from pl_dendrites.history import summary_table
+from pl_dendrites.report import write_report
 
 __all__ = ["Status"]
 
@@ -60,3 +64,16 @@ class Status(pl.Callback):
     def summary(self) -> str:
         """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
         return summary_table(self.history)
+
+    def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
+
+        Args:
+            path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
+            controls: plain networks to compare with; errors too are as in :func:`~pl_dendrites.report.write_report`.
+        """
+        write_report(path, [*self.history, *filter(None, [self._running()])], controls)
+
+    @abstractmethod
+    def _running(self) -> dict[str, Any] | None:
+        """The record of the phase that is running."""

@@ -53,7 +53,7 @@ class Watch(L.Callback):
 def assert_nothing_left(trainer: L.Trainer, model: nn.Module) -> None:
     """No trace of a correlation phase."""
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    assert all(".dendrites.nodes." in name or name.endswith(".dendrites.links") for name in frozen)
+    assert all(".dendrites.0.nodes." in name or name.endswith(".dendrites.0.links") for name in frozen)
     assert all(getattr(layer, "candidates", None) is None for layer in model.modules())
     assert not {"optimizer_step", "backward"} & vars(trainer.strategy).keys()
     assert not any("_run_early_stopping_check" in vars(callback) for callback in trainer.callbacks)
@@ -490,11 +490,15 @@ def test_load_from_checkpoint_of_another_model(grown: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("net.0.dendrites.nodes.weight", torch.zeros(7, 4), r"dendrites\.nodes\.weight must have the shape \(6, 4\)"),
-        ("net.0.dendrites.weights.0", None, r"incomplete: .*missing \['weights\.0'\]"),
-        ("net.0.dendrites.activation_code", torch.tensor(9), "activation_code must be an integer below 4, got 9"),
-        ("net.7.dendrites.links", torch.zeros(0, 6), "the model has no such layer"),
-        ("net.1.dendrites.links", torch.zeros(0, 6), "a BatchNorm1d cannot have any"),
+        (
+            "net.0.dendrites.0.nodes.weight",
+            torch.zeros(7, 4),
+            r"dendrites\.0\.nodes\.weight must have the shape \(6, 4\)",
+        ),
+        ("net.0.dendrites.0.weights.0", None, r"incomplete: .*missing \['weights\.0'\]"),
+        ("net.0.dendrites.0.code", torch.tensor([9, 0]), "code must hold integers below 4, got 0 to 9"),
+        ("net.7.dendrites.0.links", torch.zeros(0, 6), "the model has no such layer"),
+        ("net.1.dendrites.0.links", torch.zeros(0, 6), "a BatchNorm1d cannot have any"),
     ],
 )
 def test_load_from_checkpoint_of_damaged_dendrites(

@@ -190,7 +190,7 @@ def test_a_grown_model_trains_on_with_an_optimizer_that_knows_only_its_plain_par
     before = bits(model)
     trainer = fit(DendriteCallback("train_loss", max_dendrites=0, verbose=False), model, max_epochs=1)
     assert len(trainer.optimizers[0].param_groups[0]["params"]) == 6 + 2
-    assert not torch.equal(bits(model)["net.0.dendrites.weights.0"], before["net.0.dendrites.weights.0"])
+    assert not torch.equal(bits(model)["net.0.dendrites.0.weights.0"], before["net.0.dendrites.0.weights.0"])
 
     model.optimizers_of = None
     trainer = fit(DendriteCallback("train_loss", max_dendrites=0, verbose=False), model, max_epochs=1)

@@ -102,7 +102,7 @@ def test_the_settings_show_what_they_are_meant_to(runs: Any) -> None:
     for name in ("automatic", "manual", "accumulation"):
         assert [record["dendrites"] for record in one[name]["history"]] == [0, 0, 1, 1, 2, 2, 3]
     assert False in [record["accepted"] for record in one["sets that fail"]["history"]]
-    assert "expert.dendrites.nodes.weight" in one["expert"]["weights"]
+    assert "expert.dendrites.0.nodes.weight" in one["expert"]["weights"]
 
 
 @pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.resumed])

@@ -144,7 +144,7 @@ class Recurrent(Net):
 
 class Grown(Linears):
     def configure_model(self) -> None:
-        attach(self).layers["net.0"].resize(self.net[0], 1)
+        attach(self).grow(["net.0"])
         super().configure_model()
 
 

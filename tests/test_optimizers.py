@@ -133,7 +133,7 @@ def test_fresh_optimizers_take_the_order_of_a_checkpoint() -> None:
         (lambda names: names.pop(), r"optimizers of \[1\] parameter groups, the model configures \[1, 2\]"),
         (lambda names: names[1].pop(), r"optimizers of \[1, 1\] parameter groups, the model configures \[1, 2\]"),
         (
-            lambda names: names[1][0].append("2.dendrites.weights.0"),
+            lambda names: names[1][0].append("2.dendrites.0.weights.0"),
             r"checkpoint's \['2\.dendrites\.weights\.0'\], .* \[\]",
         ),
         (lambda names: names[1][0].pop(), r"only the checkpoint's \[\], only the model's \['2\.bias'\]"),

@@ -55,10 +55,10 @@ class Data(L.LightningDataModule):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = MyModel()
-    for name, dendrites in attach(model).layers.items():
-        dendrites.resize(model.get_submodule(name), 1)
+    network = attach(model)
+    network.grow(network.targets)
     for parameter in model.parameters():
-        nn.init.normal_(parameter)  # those of new dendrites are not defined
+        nn.init.normal_(parameter)
     path = tmp_path_factory.mktemp("grown") / "best.ckpt"
     hyper_parameters = {"hyper_parameters": dict(model.hparams), "pytorch-lightning_version": L.__version__}
     torch.save({"state_dict": model.state_dict(), **hyper_parameters}, path)

@@ -78,7 +78,7 @@ def test_dendrites_grow_and_the_best_model_is_left(name: str) -> None:
     assert [record["epochs"] for record in dendrites.history] == [length, 2, length]
     assert dendrites.num_dendrites == 1
     assert dendrites.history[-1]["accepted"]
-    assert any(p.abs().max() > 0 for name, p in model.named_parameters() if "dendrites.weights" in name)
+    assert any(p.abs().max() > 0 for name, p in model.named_parameters() if "dendrites.0.weights" in name)
     assert all(p.requires_grad for name, p in model.named_parameters() if "dendrites" not in name)
     score = trainer.validate(model, data()[1], verbose=False)[0]["val_loss"]
     assert score == dendrites.best_model_score

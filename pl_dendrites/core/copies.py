@@ -158,12 +158,17 @@ class Copies(LayerKind):
             outputs.append(self._pick(node(*args, **kwargs)))
         return torch.stack(outputs)
 
-    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor | int) -> None:
+    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`LayerKind.take`."""
+        assert isinstance(nodes, nn.ModuleList)
+        assert neurons is None
+        values: dict[str, Tensor] = nodes[choice if isinstance(choice, int) else int(choice[0])].state_dict()
+        return values
+
+    def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:
         """See :meth:`LayerKind.put`."""
         assert isinstance(nodes, nn.ModuleList)
-        assert isinstance(source, nn.ModuleList)
-        taken = choice if isinstance(choice, int) else int(choice[0])
-        nodes[place].load_state_dict(source[taken].state_dict())
+        nodes[place].load_state_dict(values)
 
 
 def reason_against_copies(module: nn.Module) -> str | None:

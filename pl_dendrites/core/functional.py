@@ -146,7 +146,11 @@ def unstack_nodes(stacked: Tensor, count: int, groups: int, dim: int) -> Tensor:
 
 
 def cascade(
-    potentials: Sequence[Tensor], links: Tensor, activation: Callable[[Tensor], Tensor], dim: int
+    potentials: Sequence[Tensor],
+    links: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    dim: int,
+    below: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     r"""Outputs of the dendrites of every neuron, each of which also sees the earlier ones of its neuron.
 
@@ -157,9 +161,11 @@ def cascade(
 
     Args:
         potentials: ``k`` tensors of the layer's output shape, :math:`z_j`.
-        links: shape ``(k (k - 1) / 2, C)``, the rows (1,0), (2,0), (2,1), (3,0), ... of :math:`u`.
+        links: shape ``(rows, C)``: :math:`u` of the first dendrite and each of those below, of the second and each of
+            those below and the first, and so on. With none below, the rows (1,0), (2,0), (2,1), (3,0), ...
         activation: :math:`f`.
         dim: the neuron dimension, counted from the end.
+        below: outputs of dendrites that come before all of these.
 
     Returns:
         ``k`` tensors of the layer's output shape.
@@ -173,7 +179,7 @@ def cascade(
     row = 0
     for potential in potentials:
         total = potential
-        for earlier in outputs:
+        for earlier in (*below, *outputs):
             link = per_neuron(links[row], dim, earlier.ndim).to(earlier.dtype)
             total = torch.addcmul(total, link, earlier)
             row += 1

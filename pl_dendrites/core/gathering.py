@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pl_dendrites.core.dendrites import Candidates
+from pl_dendrites.core.candidates import Candidates
 from pl_dendrites.core.noted import Rows, can_wait
 
 __all__ = ["Gathered", "gather_rows"]

@@ -45,9 +45,9 @@ def know_neurons(layer: nn.Module, neurons: int) -> None:
     kind.neurons = kind.neurons or neurons
 
 
-def hang(layer: nn.Module, activation: str) -> None:
+def hang(layer: nn.Module) -> None:
     """Hang an empty set of dendrites on a layer."""
-    layer.dendrites = dendrites = Dendrites(layer, activation).train(layer.training)
+    layer.dendrites = dendrites = Dendrites(layer).train(layer.training)
     layer.register_forward_hook(add_dendrites, with_kwargs=True)
     if dendrites.kind.stateful:
         layer.register_forward_pre_hook(resume_state, with_kwargs=True)
@@ -76,14 +76,14 @@ def grow_on_load(model: nn.Module) -> bool:
     Example:
         >>> from pl_dendrites.core import attach
         >>> grown = nn.Linear(3, 2)
-        >>> attach(grown).layers[""].resize(grown, 2)
+        >>> attach(grown).grow([""])
         >>> fresh = nn.Linear(3, 2)
         >>> grow_on_load(fresh)
         False
         >>> fresh.load_state_dict(grown.state_dict())
         <All keys matched successfully>
         >>> fresh.dendrites.count
-        2
+        1
     """
     if any(_is_hook(entry, _restore_before_loading) for entry in model._load_state_dict_pre_hooks.values()):
         return True
@@ -106,14 +106,10 @@ def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str
     for name, wanted in structure.items():
         layer = model.get_submodule(name)
         if not isinstance(getattr(layer, "dendrites", None), Dendrites):
-            hang(layer, wanted.activation)
-        dendrites = dendrites_of(layer)
-        if dendrites.activation != wanted.activation:
-            dendrites.resize(layer, 0)
-            dendrites.activation = wanted.activation
-        if wanted.count:
+            hang(layer)
+        if wanted.forms:
             know_neurons(layer, wanted.neurons)
-        dendrites.resize(layer, wanted.count)
+        dendrites_of(layer).reshape(layer, wanted.forms)
 
 
 def _is_hook(entry: Any, function: Callable[..., Any]) -> bool:

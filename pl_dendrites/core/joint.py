@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.dendrites import Candidates
+from pl_dendrites.core.candidates import Candidates
 from pl_dendrites.core.functional import Moments, batch_moments, moments_of_sums, per_neuron, sums_of_moments
 from pl_dendrites.core.gathering import Gathered, gather_rows
 

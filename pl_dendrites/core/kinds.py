@@ -34,12 +34,14 @@ class LayerKind(ABC):
         dim: their dimension in the layer's output, counted from the end.
         separable: whether each neuron has nodes of its own. Where it has not, a candidate is taken for all neurons or
             for none.
+        inputs: how many inputs each neuron sees; ``None`` where nodes cannot do with a part of them.
         stateful: whether :meth:`before` has something to do.
     """
 
     neurons: int | None
     dim: int
     separable: bool
+    inputs: int | None = None
     stateful: bool = False
 
     def before(self, layer: nn.Module, inputs: Inputs) -> Inputs:
@@ -70,7 +72,7 @@ class LayerKind(ABC):
 
     def cost(self, layer: nn.Module) -> int:
         """Parameters of one node of every neuron."""
-        return sum(entry.numel() for entry in self.template(layer, 1).values())
+        return sum(entry.numel() for entry in self.template(layer, 1).values() if entry.is_floating_point())
 
     @abstractmethod
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -98,15 +100,24 @@ class LayerKind(ABC):
         """
 
     @abstractmethod
-    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor | int) -> None:
-        """Copy one node of every neuron from another set.
+    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+        """One node of each neuron, as values that :meth:`put` takes.
+
+        Args:
+            nodes: the set that is read.
+            choice: which of its nodes the neurons take: a number for all, or shape ``(C,)``; where neurons are not
+                separable, all the same.
+            neurons: which neurons are wanted; ``None``: all.
+        """
+
+    @abstractmethod
+    def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:
+        """Write one node of every neuron.
 
         Args:
             nodes: the set that is written.
-            place: which of its nodes becomes a copy.
-            source: the set that is read.
-            choice: which of its nodes the neurons take: a number for all, or shape ``(C,)``; where neurons are not
-                separable, all the same.
+            place: which of its nodes.
+            values: from :meth:`take`.
         """
 
     def best(self, correlation: Tensor) -> Tensor:

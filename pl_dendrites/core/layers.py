@@ -7,9 +7,10 @@ from torch import nn
 from pl_dendrites.core.copies import Copies
 from pl_dendrites.core.kinds import LayerKind
 from pl_dendrites.core.recurrent import Cell, Recurrent
+from pl_dendrites.core.sparse import Sparse
 from pl_dendrites.core.stacked import STACKED, Stacked
 
-__all__ = ["is_layer", "kind_of"]
+__all__ = ["is_layer", "kind_of", "narrowed"]
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -36,3 +37,27 @@ def kind_of(module: nn.Module) -> LayerKind:
     if isinstance(module, nn.RNNCellBase):
         return Cell(module)
     return Copies(module)
+
+
+def narrowed(kind: LayerKind, layer: nn.Module, fan_in: int | None, neurons: int | None) -> LayerKind:
+    """The view of dendrites that see only some of the inputs, or that only some neurons have.
+
+    Args:
+        kind: the view of those that see all.
+        layer: the layer.
+        fan_in: inputs of each dendrite; ``None``: all.
+        neurons: how many neurons have them; ``None``: all.
+
+    Raises:
+        ValueError: if the layer cannot have such dendrites.
+
+    Example:
+        >>> layer = nn.Linear(5, 3)
+        >>> narrowed(kind_of(layer), layer, fan_in=2, neurons=None).cost(layer)
+        9
+    """
+    if fan_in is None and neurons is None:
+        return kind
+    if not isinstance(kind, Stacked):
+        raise ValueError("its dendrites see all inputs, and all of its neurons have them")
+    return Stacked(layer, neurons) if fan_in is None else Sparse(layer, fan_in, neurons)

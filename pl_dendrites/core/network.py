@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.dendrites import Candidates, Dendrites
+from pl_dendrites.core.candidates import Candidates
+from pl_dendrites.core.dendrites import Dendrites
 from pl_dendrites.core.freeze import Freeze
 from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.hosts import (
@@ -21,6 +22,7 @@ from pl_dendrites.core.hosts import (
     stop_growing_on_load,
     take_off,
 )
+from pl_dendrites.core.stack import Form
 from pl_dendrites.core.targets import Predicate, select_targets
 from pl_dendrites.core.used import UsedLayers
 
@@ -37,9 +39,6 @@ class DendriticNetwork:
         model: the model. Dendrites that it has already are taken over.
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: taken out of ``targets``.
-        activation: of the dendrites of layers that have none yet.
-        live: whether the dendrites of the layers that grow learn with the network, by gradient, once they are there;
-            ``None``: as they do, new ones do not.
 
     Attributes:
         model: the model.
@@ -47,7 +46,7 @@ class DendriticNetwork:
         skipped: name and reason of the layers left alone.
 
     Raises:
-        ValueError: if no layer can have dendrites, or the activation is not known.
+        ValueError: if no layer can have dendrites.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -73,11 +72,7 @@ class DendriticNetwork:
         model: nn.Module,
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
-        activation: str = "tanh",
-        live: bool | None = None,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, got {activation!r}")
         selection = select_targets(model, targets, exclude)
         self.model = model
         self.skipped = selection.skipped
@@ -85,12 +80,27 @@ class DendriticNetwork:
         self.targets = list(selection.chosen)
         for name, layer in selection.chosen.items():
             if name not in self._hosts:
-                hang(layer, activation)
+                hang(layer)
                 self._hosts[name] = layer
-        for name in self.targets if live is not None else ():
-            dendrites_of(self._hosts[name]).set_live(bool(live))
         self._freeze: Freeze | None = None
         grow_on_load(model)
+
+    def set_next(self, activation: str = "tanh", *, live: bool = False, fan_in: int | float | None = None) -> None:
+        """Say what dendrites to come are like. Those that are there stay as they are.
+
+        Args:
+            activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+            live: whether they go on learning with the network, by gradient, once they are part of it.
+            fan_in: inputs that each keeps: a number, or a share of those of its layer; ``None``: all. Layers that have
+                no more inputs, and those whose dendrites cannot be sparse, get dense ones.
+
+        Raises:
+            ValueError: if one of them is not possible.
+        """
+        _check_next(activation, fan_in)
+        for name in self.targets:
+            dendrites = dendrites_of(self._hosts[name])
+            dendrites.next = Form(1, activation, live, _inputs_kept(dendrites.kind.inputs, fan_in))
 
     @property
     def layers(self) -> dict[str, Dendrites]:
@@ -147,7 +157,10 @@ class DendriticNetwork:
         for name in names:
             layer = self._hosts[name]
             dendrites = dendrites_of(layer)
-            dendrites.set_candidates(Candidates(layer, dendrites, pool, generator))
+            candidates = dendrites.start(layer, pool, generator)
+            kept = (state or {}).get(name, {}).get("nodes.inputs")
+            if kept is not None:
+                candidates.keep_strongest(layer, kept.shape[-1])
         self._freeze = Freeze(self.model, trainable)
         if state is not None:
             try:
@@ -181,6 +194,22 @@ class DendriticNetwork:
     def candidate_parameters(self) -> list[nn.Parameter]:
         """The parameters that a correlation phase trains, for an optimizer."""
         return [parameter for pool in self.candidates.values() for parameter in pool.parameters()]
+
+    def keep_strongest(self) -> list[str]:
+        """From now on let candidates see as many of their inputs as dendrites are to keep, the strongest ones.
+
+        Their parameters are others afterwards, and their statistics begin anew.
+
+        Returns:
+            Names of the layers whose candidates are sparse now; the others go on as they were.
+        """
+        names = []
+        for name, pool in self.candidates.items():
+            fan_in = self.layers[name].next.fan_in
+            if fan_in is not None and pool.fan_in is None:
+                pool.keep_strongest(self._hosts[name], fan_in)
+                names.append(name)
+        return names
 
     def correlations(self) -> dict[str, Tensor]:
         """Pearson correlation of every candidate with its neuron's error since the last reset.
@@ -265,7 +294,7 @@ class DendriticNetwork:
             >>> network.grow(network.can_grow())
             >>> network.model(torch.randn(8, 3)).square().mean().backward()
             >>> [name for name, p in network.model.named_parameters() if p.grad is not None]
-            ['weight', 'bias', 'dendrites.nodes.weight', 'dendrites.nodes.bias', 'dendrites.weights.0']
+            ['weight', 'bias', 'dendrites.0.weights.0', 'dendrites.0.nodes.weight', 'dendrites.0.nodes.bias']
         """
         for name in names:
             layer = self._hosts[name]
@@ -313,7 +342,9 @@ def attach(
     targets: Sequence[str] | Predicate | None = None,
     exclude: Sequence[str] | Predicate = (),
     activation: str = "tanh",
+    *,
     live: bool = False,
+    fan_in: int | float | None = None,
 ) -> DendriticNetwork:
     """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
 
@@ -325,6 +356,8 @@ def attach(
         exclude: taken out of ``targets``.
         activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         live: whether dendrites go on learning with the network, by gradient, once they are part of it.
+        fan_in: inputs that each dendrite keeps: a number, or a share of those of its layer; ``None``: all. See
+            :meth:`DendriticNetwork.keep_strongest`.
 
     Returns:
         The object that grows them.
@@ -342,7 +375,24 @@ def attach(
     attached = [name for name, _ in hosts(model)]
     if attached:
         raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
-    return DendriticNetwork(model, targets, exclude, activation, live)
+    _check_next(activation, fan_in)
+    network = DendriticNetwork(model, targets, exclude)
+    network.set_next(activation, live=live, fan_in=fan_in)
+    return network
+
+
+def _check_next(activation: str, fan_in: int | float | None) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, got {activation!r}")
+    if fan_in is not None and not (0 < fan_in <= 1 if isinstance(fan_in, float) else fan_in >= 1):
+        raise ValueError(f"`fan_in` must be a positive number of inputs or a share of them up to 1.0, got {fan_in!r}")
+
+
+def _inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
+    if inputs is None or fan_in is None:
+        return None
+    kept = max(1, round(fan_in * inputs)) if isinstance(fan_in, float) else fan_in
+    return kept if kept < inputs else None
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -387,10 +437,10 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
     Example:
         >>> grown = nn.Sequential(nn.Linear(3, 2))
         >>> network = attach(grown)
-        >>> network.layers["0"].resize(grown[0], 2)
+        >>> network.grow(["0"])
         >>> fresh = nn.Sequential(nn.Linear(3, 2))
         >>> restore_structure(fresh, grown.state_dict()).num_dendrites
-        2
+        1
         >>> fresh.load_state_dict(grown.state_dict())
         <All keys matched successfully>
     """

@@ -12,7 +12,7 @@ from pl_dendrites.core.functional import flat_nested
 from pl_dendrites.core.kinds import Inputs
 
 if TYPE_CHECKING:
-    from pl_dendrites.core.dendrites import Candidates
+    from pl_dendrites.core.candidates import Candidates
 
 __all__ = ["Rows", "Use", "can_wait"]
 

@@ -10,13 +10,16 @@ from typing import Any, Literal
 
 __all__ = ["Decision", "PhaseMachine"]
 
+_Change = Literal["correlate", "prune", "integrate", "grow"]
+
 
 @dataclass(frozen=True)
 class Decision:
     """What the machine wants done.
 
     Attributes:
-        kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase;
+        kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase; ``"prune"``:
+            let candidates keep their strongest inputs alone, and go on with the correlation phase;
             ``"integrate"``: make the best candidates permanent and start a base phase; ``"grow"``: go back to the
             best network, add a set that learns with it and start a base phase; ``"stop"``: end training with the best
             network.
@@ -24,7 +27,7 @@ class Decision:
         is_best: the score just given is the best so far: keep this network.
     """
 
-    kind: Literal["continue", "correlate", "integrate", "grow", "stop"]
+    kind: _Change | Literal["continue", "stop"]
     reason: str
     is_best: bool = False
 
@@ -42,7 +45,8 @@ class _State:
     epochs: int = 0  # of the present phase
     scores: list[float | None] = field(default_factory=list)  # all of the present base phase; None: not finite
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
-    pending: Literal["correlate", "integrate", "grow"] | None = None
+    pruned: bool = False  # in this correlation phase candidates see their strongest inputs alone
+    pending: _Change | None = None
     pending_reason: str = ""
     stop_reason: str = ""
 
@@ -51,9 +55,10 @@ class PhaseMachine:
     """Decides when phases end, whether a set of dendrites helped, and when training is over.
 
     Give it every score with :meth:`step` and every finished epoch with :meth:`end_epoch`. When one of them answers
-    ``"correlate"``, ``"integrate"`` or ``"grow"``, carry that out and then call :meth:`commit`; until then further
-    calls change no phase. A set is accepted as soon as a score beats the best one before it by ``min_delta``; a set
-    that ends its base phase without is rejected, and the best network, which does not have it, comes back.
+    ``"correlate"``, ``"prune"``, ``"integrate"`` or ``"grow"``, carry that out and then call :meth:`commit`;
+    until then further calls change no phase. A set is accepted as soon as a score beats the best one before it by
+    ``min_delta``; a set that ends its base phase without is rejected, and the best network, which does not have it,
+    comes back.
 
     Args:
         mode: ``"min"`` or ``"max"``.
@@ -67,6 +72,8 @@ class PhaseMachine:
         max_correlation_epochs: and after so many at the latest.
         max_tries: new sets tried after one that did not help.
         correlation: whether there are correlation phases; if not, each base phase follows the one before.
+        sparse: whether candidates keep a part of their inputs: a correlation phase then has two stages, each of which
+            ends when correlations no longer rise, the first after half of ``max_correlation_epochs`` at the latest.
         dendrites: dendrites per neuron that the network has already.
 
     Example:
@@ -94,6 +101,7 @@ class PhaseMachine:
         max_correlation_epochs: int = 40,
         max_tries: int = 1,
         correlation: bool = True,
+        sparse: bool = False,
         dendrites: int = 0,
     ) -> None:
         self._score_name = score_name
@@ -105,6 +113,7 @@ class PhaseMachine:
         self._correlation_patience = correlation_patience
         self._max_correlation_epochs = max_correlation_epochs
         self._max_tries = max_tries
+        self._sparse = sparse
         self._after_base: Literal["correlate", "grow"] = "correlate" if correlation else "grow"
         self._state = _State(dendrites=dendrites)
 
@@ -212,10 +221,12 @@ class PhaseMachine:
                 return Decision("continue", "the base phase goes on")
             return self._end_base(f"{state.epochs} epochs are over", False)
         state.waited = 0 if rose else state.waited + 1
+        dense = self._sparse and not state.pruned
+        end: Literal["prune", "integrate"] = "prune" if dense else "integrate"
         if state.waited >= self._correlation_patience:
-            return self._switch("integrate", f"no correlation rose in {state.waited} epochs")
-        if state.epochs >= self._max_correlation_epochs:
-            return self._switch("integrate", f"{state.epochs} correlation epochs are over")
+            return self._switch(end, f"no correlation rose in {state.waited} epochs")
+        if state.epochs >= ((self._max_correlation_epochs + 1) // 2 if dense else self._max_correlation_epochs):
+            return self._switch(end, f"{state.epochs} correlation epochs are over")
         return Decision("continue", "correlations rise" if rose else f"no correlation rose for {state.waited}")
 
     def commit(self) -> None:
@@ -227,6 +238,10 @@ class PhaseMachine:
         state = self._state
         if state.pending is None:
             raise RuntimeError("no decision is pending")
+        state.pruned = state.pending == "prune"
+        if state.pruned:
+            state.waited, state.pending, state.pending_reason = 0, None, ""
+            return
         if state.pending != "integrate":
             state.phase, state.cycle = "correlation", state.cycle + 1
             state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
@@ -252,7 +267,7 @@ class PhaseMachine:
         """Training ended and the best network came back: a later fit goes on from it in a base phase."""
         state = self._state
         state.dendrites -= state.on_trial
-        state.phase, state.on_trial = "base", False
+        state.phase, state.on_trial, state.pruned = "base", False, False
         state.phase_best = state.reference = None
         state.epochs = state.waited = 0
         state.scores = []
@@ -313,7 +328,7 @@ class PhaseMachine:
             return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
         return self._switch(self._after_base, why, is_best)
 
-    def _switch(self, kind: Literal["correlate", "integrate", "grow"], reason: str, is_best: bool = False) -> Decision:
+    def _switch(self, kind: _Change, reason: str, is_best: bool = False) -> Decision:
         self._state.pending, self._state.pending_reason = kind, reason
         return Decision(kind, reason, is_best)
 
@@ -324,7 +339,7 @@ class PhaseMachine:
 
 def _impossible(state: _State) -> list[str]:
     checks = {
-        "on_trial": isinstance(state.on_trial, bool),
+        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned")},
         **{name: _is_count(getattr(state, name)) for name in ("cycle", "dendrites", "failures", "epochs", "waited")},
         **{name: _is_score(getattr(state, name)) for name in ("best", "phase_best", "reference")},
         **{name: isinstance(getattr(state, name), str) for name in ("phase", "pending_reason", "stop_reason")},
@@ -332,9 +347,11 @@ def _impossible(state: _State) -> list[str]:
         "scores": isinstance(state.scores, list) and all(_is_score(score) for score in state.scores),
     }
     if all(checks.values()):  # types; now what they say together
+        changes = ("correlate", "grow") if state.phase == "base" else ("prune", "integrate")
         checks = {
             "phase": state.phase == "base" or (state.phase == "correlation" and state.cycle > 0),
-            "pending": state.pending in (None, *(("correlate", "grow") if state.phase == "base" else ("integrate",))),
+            "pending": state.pending in (None, *changes),
+            "pruned": not state.pruned or state.phase == "correlation",
             "on_trial": not state.on_trial or (state.phase == "base" and state.dendrites > 0),
         }
     return [name for name, possible in checks.items() if not possible]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from pl_dendrites.core.functional import flat_nested, like_nested, unstack_nodes
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 
-__all__ = ["STACKED", "Stacked"]
+__all__ = ["STACKED", "Stacked", "like", "pick", "run_like"]
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 STACKED = (nn.Linear, *_Convolution)
 
@@ -31,9 +31,13 @@ class Stacked(LayerKind):
 
     Args:
         layer: the layer; it is read, not kept.
+        neurons: how many of its neurons have nodes; ``None``: all.
 
     Attributes:
         groups: number of groups that neurons fall into by the inputs they see.
+
+    Raises:
+        ValueError: if some neurons of several groups are asked for.
 
     Example:
         >>> kind = Stacked(nn.Conv2d(4, 8, 3, groups=2))
@@ -45,13 +49,20 @@ class Stacked(LayerKind):
 
     separable = True
     neurons: int
+    inputs: int
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, neurons: int | None = None) -> None:
         if isinstance(layer, nn.Linear):
             self.neurons, self.dim, self.groups = layer.out_features, -1, 1
+            self.inputs = layer.in_features
         else:
             assert isinstance(layer, _Convolution)
             self.neurons, self.dim, self.groups = layer.out_channels, -1 - len(layer.kernel_size), layer.groups
+            self.inputs = layer.in_channels // layer.groups
+        if neurons is not None:
+            if self.groups > 1:
+                raise ValueError("its neurons fall into groups, and a set that sees all inputs has all of them")
+            self.neurons = neurons
 
         # A subclass may call its input as it likes.
         self._input_name = next(iter(signature(layer.forward).parameters))
@@ -74,17 +85,9 @@ class Stacked(LayerKind):
         return dict(self._make(layer, count, torch.device("meta")).state_dict())
 
     def _make(self, layer: nn.Module, count: int, device: torch.device) -> nn.Module:
-        place: dict[str, Any] = {"device": device, "dtype": weight_of(layer).dtype}
-        if isinstance(layer, nn.Linear):
-            linear: nn.Module = nn.utils.skip_init(nn.Linear, layer.in_features, count * self.neurons, **place)
-            return linear
-        assert isinstance(layer, _Convolution)
-        kind = next(base for base in _Convolution if isinstance(layer, base))
-        geometry = {
-            name: getattr(layer, name) for name in (*_GEOMETRY, *["output_padding"] * isinstance(layer, _Transposed))
-        }
-        convolution: nn.Module = nn.utils.skip_init(kind, layer.in_channels, count * self.neurons, **geometry, **place)
-        return convolution
+        inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+        assert isinstance(inputs, int)
+        return like(layer, inputs, count * self.neurons, self.groups, device)
 
     @torch.no_grad()
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -118,38 +121,36 @@ class Stacked(LayerKind):
             >>> kind.potentials(kind.node_set(layer, count=2), 2, Inputs((x,), {}), out).shape
             torch.Size([2, 2, 8, 12, 12])
         """
-        x = inputs.args[0] if inputs.args else inputs.kwargs[self._input_name]
-        if not live:
-            x = x.detach()
-        if x.is_nested:
-            x = flat_nested(x)
-        if isinstance(nodes, _Transposed):
-            stacked = nodes(x, output_size=list(out.shape[-len(nodes.kernel_size) :]))
-        else:
-            stacked = nodes(x)
+        stacked = run_like(nodes, self.input_of(inputs, live), out)
         return unstack_nodes(stacked, count, self.groups, self.dim)
 
+    def input_of(self, inputs: Inputs, live: bool) -> Tensor:
+        """The tensor that nodes see, without its history unless they are live; of a nested one, its samples."""
+        x: Tensor = inputs.args[0] if inputs.args else inputs.kwargs[self._input_name]
+        if not live:
+            x = x.detach()
+        return flat_nested(x) if x.is_nested else x
+
     @torch.no_grad()
-    def put(self, nodes: nn.Module, place: int, source: nn.Module, choice: Tensor | int) -> None:
-        """See :meth:`LayerKind.put`.
+    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+        """See :meth:`LayerKind.take`.
 
         Example:
             >>> layer = nn.Linear(3, 2)
             >>> kind = Stacked(layer)
             >>> pool, nodes = kind.node_set(layer, 4), kind.node_set(layer, 1)
             >>> kind.initialise(pool)
-            >>> kind.put(nodes, 0, pool, torch.tensor([3, 0]))
+            >>> kind.put(nodes, 0, kind.take(pool, torch.tensor([3, 0])))
             >>> torch.equal(nodes.weight, pool.weight[[6, 1]])
             True
         """
-        for name, _ in nodes.named_parameters():
-            values = self._by_neuron(source, name)
-            chosen = (
-                values[choice]
-                if isinstance(choice, int)
-                else values[choice, torch.arange(self.neurons, device=choice.device)]
-            )
-            self._by_group(nodes, name)[:, place] = chosen.unflatten(0, (self.groups, -1))
+        return {name: pick(self._by_neuron(nodes, name), choice, neurons) for name, _ in nodes.named_parameters()}
+
+    @torch.no_grad()
+    def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:
+        """See :meth:`LayerKind.put`."""
+        for name, value in values.items():
+            self._by_group(nodes, name)[:, place] = value.unflatten(0, (self.groups, -1))
 
     def _by_group(self, nodes: nn.Module, name: str) -> Tensor:
         # A view (groups, count, C / groups, *rest) of a parameter.
@@ -165,3 +166,62 @@ class Stacked(LayerKind):
         # (count, C, *rest)
         values: Tensor = self._by_group(nodes, name).transpose(0, 1).flatten(1, 2)
         return values
+
+
+def like(layer: nn.Module, inputs: int, outputs: int, groups: int, device: torch.device) -> nn.Module:
+    """A layer of the same type, geometry and dtype with bias, and with other inputs, outputs and groups.
+
+    Args:
+        layer: a Linear, which has no groups, or a convolution.
+        inputs: features or channels.
+        outputs: features or channels.
+        groups: of a convolution.
+        device: where its values, which are undefined, lie.
+    """
+    place: dict[str, Any] = {"device": device, "dtype": weight_of(layer).dtype}
+    if isinstance(layer, nn.Linear):
+        linear: nn.Module = nn.utils.skip_init(nn.Linear, inputs, outputs, **place)
+        return linear
+    assert isinstance(layer, _Convolution)
+    kind = next(base for base in _Convolution if isinstance(layer, base))
+    names = (*_GEOMETRY, *["output_padding"] * isinstance(layer, _Transposed))
+    geometry = {name: getattr(layer, name) for name in names}
+    convolution: nn.Module = nn.utils.skip_init(kind, inputs, outputs, groups=groups, **geometry, **place)
+    return convolution
+
+
+def run_like(nodes: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+    """Call a node set so that its output has the size of the layer's, which a transposed convolution may be asked for.
+
+    Args:
+        nodes: a Linear or a convolution.
+        x: its input.
+        out: the layer's output.
+    """
+    if isinstance(nodes, _Transposed):
+        stacked: Tensor = nodes(x, output_size=list(out.shape[-len(nodes.kernel_size) :]))
+    else:
+        stacked = nodes(x)
+    return stacked
+
+
+def pick(values: Tensor, choice: Tensor | int, neurons: Tensor | None = None) -> Tensor:
+    """Of the nodes of each neuron the one that it takes.
+
+    Args:
+        values: shape ``(count, C, *)``.
+        choice: a number for all neurons, or shape ``(C,)``.
+        neurons: which neurons are wanted; ``None``: all.
+
+    Returns:
+        Shape ``(C, *)``, or as many rows as neurons are wanted.
+
+    Example:
+        >>> pick(torch.arange(6).view(3, 2), torch.tensor([2, 0]))
+        tensor([4, 1])
+    """
+    if isinstance(choice, Tensor):
+        chosen = values[choice, torch.arange(len(choice), device=choice.device)]
+    else:
+        chosen = values[choice]
+    return chosen if neurons is None else chosen[neurons]

@@ -1,9 +1,8 @@
 """Reading the structure of a grown model off its state_dict.
 
-A layer with ``k`` dendrites has the entries ``<layer>.dendrites.nodes.*`` (of a Linear or convolution ``weight`` and
-``bias`` with ``k * C`` rows, of any other layer ``k`` times its own), ``.links`` (``k (k - 1) / 2`` rows),
-``.weights.0`` ... ``.weights.<k - 1>`` and ``.activation_code``. Everything is checked against the model before
-anything changes, and nothing larger than the state_dict itself is ever allocated.
+Each stack of a layer's dendrites has the entries ``<layer>.dendrites.<stack>.nodes.*``, ``.links``, ``.weights.0`` ...
+``.weights.<k - 1>`` and ``.code``, and ``.neurons`` if only some neurons have its dendrites. Everything is checked
+against the model before anything changes, and nothing larger than the state_dict itself is ever allocated.
 """
 
 from __future__ import annotations
@@ -19,15 +18,18 @@ from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.dendrites import Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS, local
-from pl_dendrites.core.layers import kind_of
+from pl_dendrites.core.layers import kind_of, narrowed
+from pl_dendrites.core.stack import Form
 from pl_dendrites.core.targets import reasons_against
 
-__all__ = ["LayerStructure", "is_dendrite_key", "read_structure"]
+__all__ = ["LayerStructure", "is_constant_key", "is_dendrite_key", "read_structure"]
 
 _KEY = re.compile(
-    r"(?:(?P<layer>.+)\.)?dendrites\.(?P<part>nodes\.(?:weight|bias|\d+\..+)|links|activation_code|weights\.\d+)",
+    r"(?:(?P<layer>.+)\.)?dendrites\.(?P<stack>\d+)\."
+    r"(?P<part>nodes\.(?:inputs|(?:layer\.)?(?:weight|bias)|\d+\..+)|links|code|neurons|weights\.\d+)",
     re.DOTALL,  # a name may have any character but a dot
 )
+_CONSTANT = ("code", "neurons", "nodes.inputs")
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,11 @@ class LayerStructure:
     """What a state_dict says of one layer.
 
     Attributes:
-        count: dendrites per neuron.
-        activation: name of their activation.
+        forms: what its stacks look like.
         neurons: number of neurons.
     """
 
-    count: int
-    activation: str
+    forms: tuple[Form, ...]
     neurons: int = 0
 
 
@@ -49,10 +49,21 @@ def is_dendrite_key(key: str) -> bool:
     """Whether a state_dict entry belongs to dendrites.
 
     Example:
-        >>> is_dendrite_key("encoder.0.dendrites.weights.1"), is_dendrite_key("encoder.0.weight")
+        >>> is_dendrite_key("encoder.0.dendrites.0.weights.1"), is_dendrite_key("encoder.0.weight")
         (True, False)
     """
     return _KEY.fullmatch(key) is not None
+
+
+def is_constant_key(key: str) -> bool:
+    """Whether a state_dict entry belongs to dendrites and never changes in training.
+
+    Example:
+        >>> is_constant_key("encoder.0.dendrites.0.code"), is_constant_key("encoder.0.dendrites.0.links")
+        (True, False)
+    """
+    found = _KEY.fullmatch(key)
+    return found is not None and found["part"] in _CONSTANT
 
 
 def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, LayerStructure]:
@@ -80,13 +91,13 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
     against = reasons_against(model, {modules[name] for name in parts if name in modules}) if parts else {}
     wrong, structure, memory = [], {}, _Memory()
     told: dict[nn.Module, LayerStructure] = {}
-    for name, values in parts.items():
+    for name, stacks in parts.items():
         try:
             layer = _able(modules.get(name), against)
-            structure[name] = _read_layer(layer, values)
+            structure[name] = _read_layer(layer, stacks)
             _check_own(layer, state_dict, f"{prefix}{name}." if name else prefix)
             if layer not in told:
-                memory.take(values.values())
+                memory.take(value for values in stacks.values() for value in values.values())
             if told.setdefault(layer, structure[name]) != structure[name]:
                 raise ValueError("it has other dendrites under another name in the state_dict")
         except ValueError as error:
@@ -98,18 +109,18 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
         path = f"{prefix}{name}." if name else prefix
         # Any of its entries will do: a parametrized layer has no "weight".
         if module not in told and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
-            structure[name] = LayerStructure(0, own.activation)
+            structure[name] = LayerStructure(())
     return structure
 
 
-def _entries_by_layer(state_dict: Mapping[str, Any], prefix: str) -> dict[str, dict[str, Any]]:
-    parts: dict[str, dict[str, Any]] = {}
+def _entries_by_layer(state_dict: Mapping[str, Any], prefix: str) -> dict[str, dict[str, dict[str, Any]]]:
+    parts: dict[str, dict[str, dict[str, Any]]] = {}
     for key, value in state_dict.items():
         if not isinstance(key, str):
             raise ValueError(f"the state_dict does not fit the model:\n  a key is a {type(key).__name__}, not a text")
         found = _KEY.fullmatch(key, len(prefix)) if key.startswith(prefix) else None
         if found is not None:
-            parts.setdefault(found["layer"] or "", {})[found["part"]] = value
+            parts.setdefault(found["layer"] or "", {}).setdefault(found["stack"], {})[found["part"]] = value
     return parts
 
 
@@ -154,28 +165,69 @@ def _check_own(layer: nn.Module, state_dict: Mapping[str, Any], path: str) -> No
             raise ValueError(f"{name} must have the shape {tuple(own.shape)}, got {_shape(given)}")
 
 
-def _read_layer(layer: nn.Module, values: Mapping[str, Any]) -> LayerStructure:
+def _read_layer(layer: nn.Module, stacks: Mapping[str, Mapping[str, Any]]) -> LayerStructure:
+    numbers = [str(number) for number in range(len(stacks))]
+    if set(stacks) != set(numbers):
+        raise ValueError(f"its dendrites are incomplete: there are the stacks {sorted(stacks)}")
+    neurons = kind_of(layer).neurons or _length(stacks["0"].get("weights.0"))
+    forms: list[Form] = []
+    for number in numbers:
+        try:
+            forms.append(_read_stack(layer, stacks[number], sum(form.count for form in forms), neurons))
+        except _Misfit as misfit:
+            raise ValueError(f"dendrites.{number}.{misfit}") from None
+    return LayerStructure(tuple(forms), neurons)
+
+
+class _Misfit(Exception):
+    pass
+
+
+def _read_stack(layer: nn.Module, values: Mapping[str, Any], below: int, every: int) -> Form:
     count = sum(part.startswith("weights.") for part in values)
-    kind = kind_of(layer)
-    neurons = kind.neurons or _length(values.get("weights.0"))
-    nodes = {f"nodes.{part}": value for part, value in kind.template(layer, max(count, 1)).items()}
-    shapes = {part: tuple(value.shape) for part, value in nodes.items()}
-    shapes["links"] = (count * (count - 1) // 2, neurons)
-    shapes["activation_code"] = ()
-    shapes.update({f"weights.{j}": (neurons,) for j in range(max(count, 1))})
-    missing = sorted(set(shapes) - set(values))
-    if missing or set(values) - set(shapes):
+    chosen = _length(values["neurons"]) if "neurons" in values else None
+    shape = _shape(values.get("nodes.inputs"))
+    fan_in = shape[-1] if isinstance(shape, tuple) and shape else None
+    kind = narrowed(kind_of(layer), layer, fan_in, chosen)
+    neurons = every if chosen is None else chosen
+    entries = {f"nodes.{part}": value for part, value in kind.template(layer, max(count, 1)).items()}
+    entries["links"] = torch.empty(count * below + count * (count - 1) // 2, neurons, device="meta")
+    entries["code"] = torch.empty(2, dtype=torch.int64, device="meta")
+    if chosen is not None:
+        entries["neurons"] = torch.empty(neurons, dtype=torch.int64, device="meta")
+    entries.update({f"weights.{j}": torch.empty(neurons, device="meta") for j in range(max(count, 1))})
+    missing = sorted(set(entries) - set(values))
+    if missing or set(values) - set(entries):
         raise ValueError(f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}")
-    for part, shape in shapes.items():
-        if _shape(values[part]) != shape:
-            raise ValueError(f"dendrites.{part} must have the shape {shape}, got {_shape(values[part])}")
-        floats = part != "activation_code" and (part not in nodes or nodes[part].is_floating_point())
-        if floats and not values[part].is_floating_point():
-            raise ValueError(f"dendrites.{part} must be floating point, got {values[part].dtype}")
-    code = values["activation_code"]
-    if code.dtype != torch.int64 or not 0 <= int(code) < len(ACTIVATIONS):
-        raise ValueError(f"dendrites.activation_code must be an integer below {len(ACTIVATIONS)}, got {code}")
-    return LayerStructure(count, list(ACTIVATIONS)[int(code)], neurons)
+    for part, wanted in entries.items():
+        if _shape(values[part]) != tuple(wanted.shape):
+            raise _Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {_shape(values[part])}")
+        if wanted.is_floating_point() and not values[part].is_floating_point():
+            raise _Misfit(f"{part} must be floating point, got {values[part].dtype}")
+    activation, live = _numbers(values, "code", len(ACTIVATIONS))
+    if live not in (0, 1):
+        raise _Misfit(f"code must end with 0 or 1, got {live}")
+    if chosen is not None and sorted(set(numbers := _numbers(values, "neurons", every))) != numbers:
+        raise _Misfit("neurons must be ascending")
+    if fan_in is not None:
+        _numbers(values, "nodes.inputs", _inputs(layer))
+    return Form(count, list(ACTIVATIONS)[activation], bool(live), fan_in, chosen)
+
+
+def _inputs(layer: nn.Module) -> int:
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    assert isinstance(inputs, int)
+    return inputs
+
+
+def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:
+    value = values[part]
+    if value.dtype != torch.int64:
+        raise _Misfit(f"{part} must hold integers, got {value.dtype}")
+    if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < bound):
+        raise _Misfit(f"{part} must hold integers below {bound}, got {int(value.min())} to {int(value.max())}")
+    numbers: list[int] = value.flatten().tolist() if value.ndim == 1 else []
+    return numbers
 
 
 def _length(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -54,7 +55,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 def grow(layer: nn.Module, count: int, seed: int = 0) -> None:
     """Give a layer that is attached ``count`` dendrites per neuron, random in every part."""
-    layer.dendrites.resize(layer, count)
+    layer.dendrites.reshape(layer, [replace(layer.dendrites.next, count=count)] if count else [])
     randomise(layer.dendrites, seed)
 
 
@@ -84,9 +85,14 @@ def samples(values: Tensor, layer: nn.Module, lead: int = 0) -> Tensor:
 def reference_forward(layer: nn.Module, x: Tensor) -> Tensor:
     """What a layer with dendrites must give; gradients pass through its own weights alone."""
     out = output_of(layer.forward(*arguments(x)))
-    for weight, output in zip(layer.dendrites.weights, reference_dendrites(layer, x), strict=True):
+    for weight, output in zip(output_weights(layer), reference_dendrites(layer, x), strict=True):
         out = out + _along_neurons(weight.detach(), layer) * output
     return out
+
+
+def output_weights(layer: nn.Module) -> list[Tensor]:
+    """Those of all dendrites in order."""
+    return [weight for stack in layer.dendrites for weight in stack.weights]
 
 
 def reference_dendrites(layer: nn.Module, x: Tensor, live: bool = False) -> list[Tensor]:
@@ -95,10 +101,10 @@ def reference_dendrites(layer: nn.Module, x: Tensor, live: bool = False) -> list
     outputs: list[Tensor] = []
     with torch.set_grad_enabled(live):
         for j in range(dendrites.count):
-            total = _potentials(layer, dendrites.nodes, dendrites.count, j, x)
+            total = _potentials(layer, dendrites[0].nodes, dendrites.count, j, x)
             for i, earlier in enumerate(outputs):
-                total = total + _along_neurons(dendrites.links[j * (j - 1) // 2 + i], layer) * earlier
-            outputs.append(FUNCTIONS[dendrites.activation](total))
+                total = total + _along_neurons(dendrites[0].links[j * (j - 1) // 2 + i], layer) * earlier
+            outputs.append(FUNCTIONS[dendrites[0].form.activation](total))
     return outputs
 
 

@@ -173,7 +173,7 @@ def test_the_rest_of_what_a_module_returns_stays_as_it_is(wrap: Callable[[Tensor
     started(block, x, dendrites=2)
     plain, out = block.forward(x), block(x)
     assert type(out) is type(plain)
-    for module in (block, *block.dendrites.nodes):
+    for module in (block, *block.dendrites[0].nodes):
         module.wrap = lambda value: value
     expected = reference_forward(block, x)
     tensor = {in_a_pair: 0, behind_a_text: 1, in_a_list: 0}.get(wrap, "hidden")
@@ -232,8 +232,8 @@ def test_neurons_do_not_change_their_number() -> None:
 def test_arguments_reach_the_copies() -> None:
     block, x = Gated(), random(5, 3)
     started(block, x, dendrites=1)
-    node = block.dendrites.nodes[0]
-    expected = block.forward(x, sharp=True) + block.dendrites.weights[0] * node(x, sharp=True).tanh()
+    node = block.dendrites[0].nodes[0]
+    expected = block.forward(x, sharp=True) + block.dendrites[0].weights[0] * node(x, sharp=True).tanh()
     torch.testing.assert_close(block(x, sharp=True), expected)
 
 
@@ -292,9 +292,9 @@ def test_weights_go_to_a_fresh_model(load: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("block.dendrites.nodes.0.mixing", torch.zeros(5, 4), r"nodes.0.mixing must have the shape \(4, 4\)"),
-        ("block.dendrites.nodes.1.mixing", torch.zeros(4, 4), "its dendrites are incomplete"),
-        ("block.dendrites.weights.0", torch.zeros(3), r"weights.0 must have the shape \(4,\)|links"),
+        ("block.dendrites.0.nodes.0.mixing", torch.zeros(5, 4), r"nodes.0.mixing must have the shape \(4, 4\)"),
+        ("block.dendrites.0.nodes.1.mixing", torch.zeros(4, 4), "its dendrites are incomplete"),
+        ("block.dendrites.0.weights.0", torch.zeros(3), r"weights.0 must have the shape \(4,\)|links"),
         ("block.gate.weight", torch.zeros(4, 2), r"gate.weight must have the shape \(4, 3\)"),
     ],
 )
@@ -358,11 +358,11 @@ def test_dendrites_are_in_evaluation_mode_and_candidates_in_training() -> None:
     assert all(node[1].num_batches_tracked == 1 for node in block.dendrites.candidates.nodes)
     network.integrate()
     model.train()
-    assert not any(module.training for module in block.dendrites.nodes.modules())
-    statistics = block.dendrites.nodes[0][1].running_mean.clone()
+    assert not any(module.training for module in block.dendrites[0].nodes.modules())
+    statistics = block.dendrites[0].nodes[0][1].running_mean.clone()
     block[2].p = 0.0
     assert torch.equal(model(x), model(x))
-    assert torch.equal(block.dendrites.nodes[0][1].running_mean, statistics)
+    assert torch.equal(block.dendrites[0].nodes[0][1].running_mean, statistics)
 
 
 def test_a_module_that_works_in_place_spoils_nothing() -> None:
@@ -516,6 +516,6 @@ def test_the_selection_prints_what_would_grow_and_what_it_costs() -> None:
     assert snapshot(model) == before
 
     network = attach(model, ["conv", "rnn"])
-    for name, layer in (("conv", model["conv"]), ("rnn", model["rnn"])):
-        network.layers[name].resize(layer, 1)
+    for name in ("conv", "rnn"):
+        network.grow([name])
         assert sum(p.numel() for p in network.layers[name].parameters()) == cost[name]

@@ -46,7 +46,7 @@ def live_layer(make: Callable[[], nn.Module], x: Tensor, dendrites: int) -> nn.M
 
 def live_reference(layer: nn.Module, x: Tensor) -> Tensor:
     out = output_of(layer.forward(*arguments(x)))
-    for weight, output in zip(layer.dendrites.weights, reference_dendrites(layer, x, live=True), strict=True):
+    for weight, output in zip(layer.dendrites[0].weights, reference_dendrites(layer, x, live=True), strict=True):
         out = out + weight.reshape(-1, *[1] * (-neuron_dim(layer) - 1)) * output
     return out
 
@@ -71,8 +71,8 @@ def test_every_gradient_is_that_of_the_formula(
     through = gradients(wavy(reference_forward(layer, x)), [x])[0]
     assert (found[0] - through).abs().max() > 1e-3  # of which frozen dendrites would hide a share
     names = [name for name, p in layer.dendrites.named_parameters() if p.requires_grad]
-    assert any(name.startswith("nodes.") for name in names)
-    assert ("links" in names) == (dendrites > 1)
+    assert any(name.startswith("0.nodes.") for name in names)
+    assert ("0.links" in names) == (dendrites > 1)
 
 
 def test_gradients_flow_through_the_pieces_of_a_sequence() -> None:
@@ -119,7 +119,7 @@ def test_a_set_that_grows_without_candidates_changes_no_output_and_learns() -> N
     assert torch.equal(torch.get_rng_state(), users)
     torch.testing.assert_close(layer(x), before)
     assert network.num_dendrites == 2
-    first, second = layer.dendrites.nodes.weight.unflatten(0, (2, 3))
+    first, second = layer.dendrites[0].nodes.weight.unflatten(0, (2, 3))
     assert not torch.equal(first, second)
     assert 0 < second.abs().max() <= 0.5
     trained = {id(parameter) for parameter, _ in network.trained_parameters()}
@@ -150,22 +150,24 @@ def test_sets_are_live_after_a_correlation_phase_and_frozen_within_it() -> None:
         network.integrate()
         assert network.num_dendrites == count
         frozen = [name for name, p in layer.named_parameters() if not p.requires_grad]
-        assert frozen == (["dendrites.links"] if count == 1 else [])  # one dendrite has no links
+        assert frozen == (["dendrites.0.links"] if count == 1 else [])  # one dendrite has no links
 
 
-def test_a_network_may_freeze_what_another_left_live_and_the_reverse() -> None:
-    layer = nn.Linear(4, 3)
-    attach(layer, live=True)
-    grow(layer, 2)
+def test_weights_say_which_dendrites_are_live() -> None:
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4)
+    network = attach(layer, live=True)
+    network.grow([""])
+    network.set_next(live=False)
+    network.grow([""])
+    network.grow([""])
+    assert [(form.count, form.live) for form in layer.dendrites.forms] == [(1, True), (2, False)]
+    randomise(layer.dendrites, 1)
     weights = layer.state_dict()
     fresh = nn.Linear(4, 3)
     network = restore_structure(fresh, weights)
     fresh.load_state_dict(weights)
-    assert not any(p.requires_grad for p in network.frozen_parameters())
-    assert len(list(network.frozen_parameters())) == 3
-    x = torch.randn(5, 4)
     assert torch.equal(fresh(x), layer(x))
-    fresh.dendrites.set_live(True)
-    restore_structure(fresh, weights)  # which says nothing of how they learn
-    assert list(network.frozen_parameters()) == []
-    assert all(p.requires_grad for p in fresh.parameters())
+    assert fresh.dendrites.forms == layer.dendrites.forms
+    trained = {name for name, p in fresh.named_parameters() if p.requires_grad}
+    frozen = {"1.links", "1.nodes.weight", "1.nodes.bias", "0.links"}  # one dendrite alone has no links
+    assert trained == fresh.state_dict().keys() - {f"dendrites.{name}" for name in {*frozen, "0.code", "1.code"}}

@@ -118,7 +118,7 @@ def test_integrating_changes_no_output_and_takes_the_best_of_each_neuron(
     torch.testing.assert_close(taken[""], correlation[best, neurons])
     newest = samples(reference_dendrites(layer, x)[-1], layer)
     torch.testing.assert_close(newest, torch.stack([outputs[best[c], :, c] for c in neurons], 1))
-    torch.nn.init.normal_(layer.dendrites.weights[-1])
+    torch.nn.init.normal_(layer.dendrites[0].weights[-1])
     torch.testing.assert_close(layer(x), reference_forward(layer, x))
 
 
@@ -132,11 +132,16 @@ def test_only_the_trained_parameters_of_dendrites_learn_and_nothing_flows_throug
     error = torch.cos(reference_forward(layer, x)).detach()
     torch.testing.assert_close(x.grad, error @ layer.weight)
     torch.testing.assert_close(layer.weight.grad, error.T @ x)
-    for weight, output in zip(layer.dendrites.weights, reference_dendrites(layer, x), strict=True):
+    for weight, output in zip(layer.dendrites[0].weights, reference_dendrites(layer, x), strict=True):
         torch.testing.assert_close(weight.grad, (error * output).sum(0))
     trainable = [name for name, p in layer.dendrites.named_parameters() if p.requires_grad]
-    assert trainable == ["weights.0", "weights.1"]
-    assert layer.dendrites.nodes.weight.grad is layer.dendrites.nodes.bias.grad is layer.dendrites.links.grad is None
+    assert trainable == ["0.weights.0", "0.weights.1"]
+    assert (
+        layer.dendrites[0].nodes.weight.grad
+        is layer.dendrites[0].nodes.bias.grad
+        is layer.dendrites[0].links.grad
+        is None
+    )
 
 
 @pytest.mark.parametrize("ending", ["integrate", "discard"])
@@ -147,8 +152,8 @@ def test_flags_and_buffers_return_after_a_correlation_phase(dendrites: int, endi
     for name in ("conv", "hidden"):
         grow(model.get_submodule(name), dendrites)
     if dendrites:
-        model.hidden.dendrites.weights[0].requires_grad_(False)
-        model.conv.dendrites.nodes.requires_grad_(True)
+        model.hidden.dendrites[0].weights[0].requires_grad_(False)
+        model.conv.dendrites[0].nodes.requires_grad_(True)
     learn(model)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     values = {key: value.clone() for key, value in model.state_dict().items()}
@@ -202,9 +207,9 @@ def test_what_is_trained_comes_with_a_weight_of_its_layer_and_the_rest_is_frozen
     grow(layer, 2)
     names = {id(parameter): name for name, parameter in layer.named_parameters()}
     pairs = [(names[id(own)], names[id(of_layer)]) for own, of_layer in network.trained_parameters()]
-    assert pairs == [("dendrites.weights.0", weight), ("dendrites.weights.1", weight)]
+    assert pairs == [("dendrites.0.weights.0", weight), ("dendrites.0.weights.1", weight)]
     frozen = [names[id(parameter)] for parameter in network.frozen_parameters()]
-    assert frozen == ["dendrites.links", "dendrites.nodes.weight", "dendrites.nodes.bias"]
+    assert frozen == ["dendrites.0.links", "dendrites.0.nodes.weight", "dendrites.0.nodes.bias"]
 
 
 def test_a_layer_that_is_never_reached_gets_no_dendrite() -> None:
@@ -376,7 +381,7 @@ def test_a_model_that_is_one_layer() -> None:
     network.model(torch.randn(9, 4)).square().sum().backward()
     assert {name: tuple(c.shape) for name, c in network.correlations().items()} == {"": (3, 2)}
     assert list(network.integrate()) == [""]
-    parts = ["links", "activation_code", "weights.0", "nodes.weight", "nodes.bias"]
+    parts = ["0.links", "0.code", "0.weights.0", "0.nodes.weight", "0.nodes.bias"]
     assert sorted(network.model.state_dict()) == sorted(["weight", "bias", *(f"dendrites.{part}" for part in parts)])
     assert list(detach(network.model).state_dict()) == ["weight", "bias"]
 
@@ -519,6 +524,6 @@ def test_a_transposed_convolution_that_is_asked_for_a_size() -> None:
     network.integrate()
     assert torch.equal(layer(x, output_size=(12, 12)), plain)
     with torch.no_grad():
-        layer.dendrites.weights[0].fill_(1.0)
+        layer.dendrites[0].weights[0].fill_(1.0)
     assert layer(x, output_size=[12, 12]).shape == plain.shape
     assert not torch.equal(layer(x, output_size=[12, 12]), plain)

@@ -239,11 +239,11 @@ def test_a_state_from_elsewhere_starts_layer_and_dendrites_alike() -> None:
     expected = layer.forward(x, elsewhere)[0]
     outputs: list[Tensor] = []
     for j in range(2):
-        total = layer.dendrites.nodes[j](x, elsewhere)[0]
+        total = layer.dendrites[0].nodes[j](x, elsewhere)[0]
         for i, earlier in enumerate(outputs):
-            total = total + layer.dendrites.links[j * (j - 1) // 2 + i] * earlier
+            total = total + layer.dendrites[0].links[j * (j - 1) // 2 + i] * earlier
         outputs.append(total.tanh())
-        expected = expected + layer.dendrites.weights[j] * outputs[-1]
+        expected = expected + layer.dendrites[0].weights[j] * outputs[-1]
     torch.testing.assert_close(layer(x, elsewhere)[0], expected)
 
     _, (h, c) = layer(x)
@@ -306,11 +306,11 @@ def test_a_cell_and_its_dendrites_see_the_same_state(make: MakeLayer) -> None:
         plain = cell.forward(step, state)
         expected, outputs = output_of(plain), []
         for j in range(2):
-            total = output_of(cell.dendrites.nodes[j](step, state))
+            total = output_of(cell.dendrites[0].nodes[j](step, state))
             for i, earlier in enumerate(outputs):
-                total = total + cell.dendrites.links[j * (j - 1) // 2 + i] * earlier
+                total = total + cell.dendrites[0].links[j * (j - 1) // 2 + i] * earlier
             outputs.append(total.tanh())
-            expected = expected + cell.dendrites.weights[j] * outputs[-1]
+            expected = expected + cell.dendrites[0].weights[j] * outputs[-1]
         state = cell(step, state)
         torch.testing.assert_close(output_of(state), expected)
         if isinstance(state, tuple):
@@ -358,7 +358,7 @@ def test_the_recurrence_itself_does_not_see_the_dendrites() -> None:
     x = random(6, 2, 3)
     plain = layer.forward(x)[0]
     with torch.no_grad():
-        for weight in layer.dendrites.weights:
+        for weight in layer.dendrites[0].weights:
             weight.zero_()
-        layer.dendrites.weights[0][0] = 5.0
+        layer.dendrites[0].weights[0][0] = 5.0
     assert torch.equal(layer(x)[0][..., 1:], plain[..., 1:])

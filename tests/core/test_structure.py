@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from pl_dendrites.core import attach, detach, restore_structure
+from pl_dendrites.core.stack import Form
 from pl_dendrites.core.structure import is_dendrite_key
-from tests.core.helpers import grow
+from tests.core.helpers import grow, output_weights
 
 State = dict[str, Tensor]
 
@@ -132,19 +134,19 @@ def test_weights_of_another_activation_bring_it_along() -> None:
         network = restore_structure(model, source.state_dict())
         model.load_state_dict(source.state_dict())
         assert torch.equal(model(X), source(X))
-        assert {d.activation for d in network.layers.values()} == {"sigmoid"}
+        assert {d[0].form.activation for d in network.layers.values()} == {"sigmoid"}
 
 
 def test_weights_of_zero_dendrites_leave_the_activation_that_was_asked_for() -> None:
     model = grown(1, 1, "relu")
     model.load_state_dict(grown(0, 0).state_dict())
-    assert {m.dendrites.activation for m in model.modules() if hasattr(m, "dendrites")} == {"relu"}
+    assert {m.dendrites.next.activation for m in model.modules() if hasattr(m, "dendrites")} == {"relu"}
 
 
 @pytest.mark.parametrize(("activation", "code"), [("tanh", 0), ("sigmoid", 1), ("relu", 2), ("gelu", 3)])
 def test_the_number_that_stands_for_an_activation_in_files_never_changes(activation: str, code: int) -> None:
-    stored = grown(1, 0, activation).state_dict()["conv.dendrites.activation_code"]
-    assert torch.equal(stored, torch.tensor(code))
+    stored = grown(1, 0, activation).state_dict()["conv.dendrites.0.code"]
+    assert torch.equal(stored, torch.tensor([code, 0]))
 
 
 @pytest.mark.parametrize("attached", ["part", "whole"])
@@ -166,7 +168,7 @@ def test_a_layer_used_under_two_names_has_one_set_of_dendrites() -> None:
     assert list(network.layers) == ["one"]
     grow(source.one, 2)
     state = through_a_file(source.state_dict())
-    assert {"one.dendrites.weights.1", "two.dendrites.weights.1"} <= set(state)
+    assert {"one.dendrites.0.weights.1", "two.dendrites.0.weights.1"} <= set(state)
     assert restore_structure(fresh, state).num_dendrites == 2
     attach(attached)
     x = torch.randn(4, 3)
@@ -232,24 +234,25 @@ def test_trained_parameters_of_dendrites_that_stay_are_the_same_parameters(befor
     layer = nn.Conv1d(4, 6, 2, groups=2)
     attach(layer)
     grow(layer, before)
-    objects, old = list(layer.dendrites.weights), {k: v.clone() for k, v in layer.dendrites.state_dict().items()}
-    layer.dendrites.resize(layer, after)
+    objects, old = output_weights(layer), {k: v.clone() for k, v in layer.dendrites.state_dict().items()}
+    form = Form(before or 1)
+    layer.dendrites.reshape(layer, [replace(form, count=after)] if after else [])
     kept = min(before, after)
-    assert [id(p) for p in layer.dendrites.weights][:kept] == [id(p) for p in objects[:kept]]
+    assert [id(p) for p in output_weights(layer)][:kept] == [id(p) for p in objects[:kept]]
     assert layer.dendrites.count == after
-    assert all(torch.equal(layer.dendrites.weights[j], old[f"weights.{j}"]) for j in range(kept))
-    assert not any(weight.any() for weight in layer.dendrites.weights[kept:])
+    assert all(torch.equal(layer.dendrites[0].weights[j], old[f"0.weights.{j}"]) for j in range(kept))
+    assert not any(weight.any() for weight in output_weights(layer)[kept:])
     if kept > 1:
         rows = kept * (kept - 1) // 2
-        assert torch.equal(layer.dendrites.links[:rows], old["links"][:rows])
-        assert not layer.dendrites.links[rows:].any()
-    for part in ("nodes.weight", "nodes.bias") if kept else ():
+        assert torch.equal(layer.dendrites[0].links[:rows], old["0.links"][:rows])
+        assert not layer.dendrites[0].links[rows:].any()
+    for part in ("0.nodes.weight", "0.nodes.bias") if kept else ():
         new = layer.dendrites.get_parameter(part).unflatten(0, (2, after, 3))
         assert torch.equal(new[:, :kept], old[part].unflatten(0, (2, before, 3))[:, :kept])
-    assert [p.requires_grad for p in layer.dendrites.weights] == [True] * after
+    assert [p.requires_grad for p in output_weights(layer)] == [True] * after
 
 
-HEAD, CONV = "head.dendrites.", "conv.dendrites."
+HEAD, CONV = "head.dendrites.0.", "conv.dendrites.0."
 
 
 def without(*parts: str) -> Callable[[State], State]:
@@ -272,13 +275,13 @@ def with_many_weights(state: State) -> State:
     return {**state, **{f"{HEAD}weights.{j}": torch.zeros(3) for j in range(2000)}}
 
 
-CODE, HUGE = "activation_code", torch.zeros(1, 4).expand(3 * 10**11, 4)
+CODE, HUGE = "code", torch.zeros(1, 4).expand(3 * 10**11, 4)
 
 MISFITS = [
     pytest.param(without("nodes.bias"), [r"'head': .*missing .*nodes\.bias"], id="no-bias"),
     pytest.param(without("links"), ["'head': .*missing .*links"], id="no-links"),
-    pytest.param(without(CODE), ["'head': .*missing .*activation_code"], id="no-code"),
-    pytest.param(without("weights.0"), [r"'head': .*\['activation_code', .*missing"], id="no-first-weights"),
+    pytest.param(without(CODE), ["'head': .*missing .*code"], id="no-code"),
+    pytest.param(without("weights.0"), [r"'head': .*\['code', .*missing"], id="no-first-weights"),
     pytest.param(without("weights.0", "weights.1"), ["'head': .*incomplete"], id="no-weights"),
     pytest.param(replaced(HEAD, "weights.9", torch.zeros(3)), [r"'head': .*missing .*weights\.2"], id="a-gap"),
     pytest.param(with_many_weights, [r"'head': .*\(6000, 4\), got \(6, 4\)"], id="many-weights"),
@@ -289,14 +292,12 @@ MISFITS = [
     pytest.param(replaced(CONV, "weights.0", torch.zeros(5)), [r"'conv': .*\(4,\), got \(5,\)"], id="wrong-neurons"),
     pytest.param(replaced(HEAD, "links", torch.zeros(2, 3)), [r"'head': .*links.*\(1, 3\)"], id="wrong-links"),
     pytest.param(replaced(HEAD, "links", "text"), ["'head': .*links.*got str"], id="no-tensor"),
-    pytest.param(replaced(HEAD, CODE, torch.tensor(99)), ["'head': .*activation_code .*got 99"], id="large-code"),
-    pytest.param(replaced(HEAD, CODE, torch.tensor(-1)), ["'head': .*activation_code .*got -1"], id="negative-code"),
-    pytest.param(replaced(HEAD, CODE, torch.tensor(0.0)), ["'head': .*activation_code .*integer"], id="float-code"),
-    pytest.param(
-        replaced(HEAD, CODE, torch.tensor([0, 0])), [r"'head': .*activation_code .*got \(2,\)"], id="two-codes"
-    ),
+    pytest.param(replaced(HEAD, CODE, torch.tensor([99, 0])), ["'head': .*code .*to 99"], id="large-code"),
+    pytest.param(replaced(HEAD, CODE, torch.tensor([-1, 0])), ["'head': .*code .*got -1"], id="negative-code"),
+    pytest.param(replaced(HEAD, CODE, torch.zeros(2)), ["'head': .*code .*integer"], id="float-code"),
+    pytest.param(replaced(HEAD, CODE, torch.tensor([0, 2])), ["'head': .*code must end with 0 or 1"], id="live-code"),
     pytest.param(renamed("head.", "tail."), ["'tail': .*the model has no such layer"], id="unknown-layer"),
-    pytest.param(renamed(HEAD, "norm.dendrites."), ["'norm': .*a BatchNorm2d cannot"], id="unsupported-layer"),
+    pytest.param(renamed(HEAD, "norm.dendrites.0."), ["'norm': .*a BatchNorm2d cannot"], id="unsupported-layer"),
     pytest.param(in_two_layers, ["'conv': .*links", "'head': .*links"], id="two-layers"),
 ]
 
@@ -334,15 +335,18 @@ def test_weights_that_do_not_fit_name_every_layer_and_change_nothing(
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("dendrites.links", True),
-        ("a.0.dendrites.weights.12", True),
-        ("a.dendrites.nodes.bias", True),
-        ("a.dendrites.activation_code", True),
+        ("dendrites.0.links", True),
+        ("a.0.dendrites.0.weights.12", True),
+        ("a.dendrites.0.nodes.bias", True),
+        ("a.dendrites.3.nodes.inputs", True),
+        ("a.dendrites.1.nodes.layer.bias", True),
+        ("a.dendrites.nodes.bias", False),
+        ("a.dendrites.0.code", True),
         ("a.dendrites.weight", False),
-        ("my_dendrites.links", False),
-        ("a.dendrites.weights.x", False),
-        ("a.dendrites.nodes.0.weight_hh_l0", True),
-        ("a.dendrites.nodes.weight.b", False),
+        ("my_dendrites.0.links", False),
+        ("a.dendrites.0.weights.x", False),
+        ("a.dendrites.0.nodes.0.weight_hh_l0", True),
+        ("a.dendrites.0.nodes.weight.b", False),
         ("a.weight", False),
     ],
 )
@@ -355,7 +359,7 @@ def test_a_layer_whose_own_weight_does_not_fit_is_named_before_anything_changes(
     """A Linear with other inputs, whose dendrites happen to fit."""
     grown = nn.Sequential(nn.Linear(3, 2))
     network = attach(grown)
-    network.layers["0"].resize(grown[0], 1)
+    network.grow(["0"])
     weights = grown.state_dict() | {"0.weight": torch.zeros(2, 4)}
     model = nn.Sequential(nn.Linear(3, 2))
     attach(model)

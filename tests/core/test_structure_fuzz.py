@@ -20,7 +20,17 @@ from pl_dendrites.core.structure import is_dendrite_key
 from tests.core.helpers import grow
 
 State = dict[Any, Any]
-PARTS = ("nodes.weight", "nodes.bias", "links", "activation_code", "weights.0", "weights.1", "weights.2")
+PARTS = (
+    "nodes.weight",
+    "nodes.bias",
+    "nodes.inputs",
+    "links",
+    "code",
+    "neurons",
+    "weights.0",
+    "weights.1",
+    "weights.2",
+)
 
 
 class Net(nn.Module):
@@ -37,7 +47,7 @@ class Net(nn.Module):
 
 
 LAYERS = ["conv", "norm", "block", "block.0", "tied", "attention", "attention.out_proj", "head", "nowhere", ""]
-LAYERS += ["head.dendrites", "head.dendrites.nodes", "block.0.dendrites.nodes", "head.weight", "a\nb"]
+LAYERS += ["head.dendrites", "head.dendrites.0.nodes", "block.0.dendrites.0.nodes", "head.weight", "a\nb"]
 
 
 def grown(conv: int, block: int, head: int, activation: str) -> Net:
@@ -95,8 +105,9 @@ def strange_key(rng: random.Random, key: Any) -> Any:
     number = rng.choice(["99999999999999", "007", "-1", "1e3", "", "٣", "00", "1", "2", "3", "17"])
     return rng.choice(
         [
-            f"{layer}dendrites.weights.{number}",
-            f"{layer}dendrites.{rng.choice(PARTS)}",
+            f"{layer}dendrites.0.weights.{number}",
+            f"{layer}dendrites.{number}.{rng.choice(PARTS)}",
+            f"{layer}dendrites.0.{rng.choice(PARTS)}",
             f"{rng.choice(LAYERS)}.dendrites.{part}",
             f"dendrites.{part}",
             f"{key}\n",
@@ -147,10 +158,10 @@ def more_dendrites(state: State, layer: str, count: int, hollow: bool) -> None:
         return
     neurons, make = len(own), (lambda *shape: torch.zeros(1).expand(shape)) if hollow else torch.zeros
     parts = {"nodes.weight": make(count * neurons, *own.shape[1:]), "nodes.bias": make(count * neurons)}
-    parts |= {"links": make(count * (count - 1) // 2, neurons), "activation_code": torch.tensor(0)}
+    parts |= {"links": make(count * (count - 1) // 2, neurons), "code": torch.tensor([0, 0])}
     one = make(neurons)
     parts |= {f"weights.{j}": one if hollow else one.clone() for j in range(count)}
-    state.update({f"{layer}.dendrites.{part}": value for part, value in parts.items()})
+    state.update({f"{layer}.dendrites.0.{part}": value for part, value in parts.items()})
 
 
 def mutated(seed: int, number: int) -> Iterator[State]:
@@ -268,7 +279,7 @@ def test_weights_that_are_views_of_one_large_buffer_are_as_good_as_others() -> N
     ("layer", "says"),
     [
         ("attention.out_proj", "a NonDynamicallyQuantizableLinear cannot .*MultiheadAttention uses its weights"),
-        ("head.dendrites.nodes", "a Linear cannot have any here: it is a part of dendrites itself"),
+        ("head.dendrites.0.nodes", "a Linear cannot have any here: it is a part of dendrites itself"),
         ("whole", "a Linear cannot have any here: its weight is of type torch.int8, not floating point"),
     ],
 )
@@ -309,8 +320,8 @@ def test_a_layer_under_two_names_may_have_its_dendrites_under_one() -> None:
     ],
 )
 def test_what_is_no_plain_tensor_of_numbers_is_refused(make: Callable[[], Any], says: str) -> None:
-    state = {**SOURCES[1], "head.dendrites.nodes.weight": make()}
-    assert re.search(f"'head': dendrites.nodes.weight must .*{says}", refusal(Net(), state))
+    state = {**SOURCES[1], "head.dendrites.0.nodes.weight": make()}
+    assert re.search(f"'head': dendrites.0.nodes.weight must .*{says}", refusal(Net(), state))
 
 
 def test_a_key_that_only_looks_like_one_of_ours_is_none() -> None:
@@ -320,7 +331,7 @@ def test_a_key_that_only_looks_like_one_of_ours_is_none() -> None:
     assert not hasattr(model.head, "dendrites")
 
 
-@pytest.mark.parametrize("key", [7, None, ("head", "links"), b"head.dendrites.links"])
+@pytest.mark.parametrize("key", [7, None, ("head", "links"), b"head.dendrites.0.links"])
 @pytest.mark.parametrize("load", [restore_structure, nn.Module.load_state_dict])
 def test_a_key_that_is_no_text_is_refused(key: Any, load: Callable[[nn.Module, State], Any]) -> None:
     model = grown(0, 0, 0, "tanh")

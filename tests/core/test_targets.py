@@ -256,7 +256,7 @@ def test_a_compiled_model_is_named_grown_and_detached_as_if_it_were_not(where: s
     assert list(model.state_dict()) == keys
     network = attach(model)
     assert list(network.layers) == ["0.0", "1"]
-    network.layers["0.0"].resize(network._hosts["0.0"], 1)
+    network.grow(["0.0"])
     state = {key: value.clone() for key, value in model.state_dict().items()}
     model.load_state_dict({key: value for key, value in state.items() if "dendrites" not in key})
     assert network.num_dendrites == 0
