@@ -160,7 +160,9 @@ def test_a_correlation_step_communicates_no_more_than_a_base_step(runs: Any) -> 
 
 def test_gradients_of_several_batches_are_communicated_once(runs: Any) -> None:
     """For a step of the candidates in three batches, and for the last of an epoch."""
-    traffic = [traffic for phase, _, traffic in runs[2]["three batches a step"][0]["whole"]["traffic"] if phase != "base"]
+    traffic = [
+        traffic for phase, _, traffic in runs[2]["three batches a step"][0]["whole"]["traffic"] if phase != "base"
+    ]
     collectives = [len(batch) for batch in traffic]
     without, with_gradients = min(collectives), max(collectives)
     assert collectives == [without, without, with_gradients, with_gradients] * (len(collectives) // 4)

@@ -98,9 +98,7 @@ class Use:
         features, below, neurons = Rows.widths(self._pool)
         samples = error.numel() // neurons[0]
         stacked = torch.stack(dendrites, -2) if dendrites else error.new_empty(samples, *below)
-        return Rows(
-            x.reshape(samples, *features), stacked.reshape(samples, *below), error.reshape(samples, *neurons)
-        )
+        return Rows(x.reshape(samples, *features), stacked.reshape(samples, *below), error.reshape(samples, *neurons))
 
 
 @torch.enable_grad()

@@ -17,6 +17,9 @@ from pl_dendrites.core.joint import JointLearning
 Loss = Callable[[nn.Module, Tensor], Tensor]  # a mean over examples
 
 
+PAYS = gathering._pays
+
+
 @pytest.fixture(autouse=True, params=["gradients are added up", "samples are gathered"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test holds for both, whichever communicates less."""
@@ -218,3 +221,50 @@ def test_two_passes_through_one_graph() -> None:
         joint.learn()
     joint.add_up_gradients()
     assert_same([joint_network], plain)
+
+
+def test_samples_are_gathered_where_they_are_fewer_numbers_than_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the wide layer. Then the batch is too large, and gradients of both batches make one."""
+    monkeypatch.setattr(gathering, "_pays", PAYS)
+    sizes: list[int] = []
+    plain = Together.gather
+    monkeypatch.setattr(Together, "gather", lambda *args: (sizes.append(args[1].numel()), plain(*args))[1])
+
+    def wide() -> nn.Module:
+        return nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 2))
+
+    batches = [*data(1, 20, 30), *data(1, 60, 30)]
+    parts, reference = in_parts(wide, [b.chunk(2) for b in batches], cubes), whole(wide, batches, cubes)
+    assert_same(parts, reference)
+    assert sizes.count(10 * (30 + 40)) == 2, "once in each process: half a batch of inputs and errors"
+
+
+def test_a_process_without_samples_computes_in_the_precision_of_the_others() -> None:
+    """Autocast is known to those alone that used the layer."""
+
+    class Single(Expert):
+        def double(self) -> Single:
+            return self  # autocast leaves double precision alone
+
+    def in_half(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return cubes(model, x.float())
+
+    (batch,) = data(1, 8, 3)
+    batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
+    first, second = in_parts(lambda: Single(empty_calls=False), [batch.chunk(2)], in_half)
+    for own, other in zip(first.candidate_parameters(), second.candidate_parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, atol=0, rtol=0)
+
+
+def test_compiled() -> None:
+    def compiled(model: nn.Module, x: Tensor) -> Tensor:
+        return cubes(torch.compile(model, backend="aot_eager"), x)
+
+    (batch,) = data(1, 8, 3)
+    grown = network(mlp, True)
+    joint = JointLearning(grown.candidates.values(), lambda tensor: None, 1)
+    compiled(grown.model, batch).requires_grad_().backward()
+    joint.learn()
+    joint.add_up_gradients()
+    assert_same([grown], whole(mlp, [batch], cubes))
