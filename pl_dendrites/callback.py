@@ -144,7 +144,7 @@ class DendriteCallback(Status):
         self._targets, self._exclude, self._activation, self._fan_in = targets, exclude, activation, fan_in
         self._pool, self._max_dendrites = candidates, max_dendrites
         self._correlation_min_delta = correlation_min_delta
-        self._candidates = {"pool": candidates, "batches": candidate_batches, "optimizer": optimizer}
+        self._candidates: dict[str, Any] = {"pool": candidates, "batches": candidate_batches, "optimizer": optimizer}
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
         self._shown = shown_settings(arguments, DendriteCallback)
         self._machine_settings = machine_settings(arguments)

@@ -47,7 +47,7 @@ class Ranks:
         """The tensors of all processes, which are of one shape, stacked: the same bits in each of them."""
         parts = tensor.new_empty(self.count * len(tensor), *tensor.shape[1:])
         torch.distributed.all_gather_into_tensor(parts, tensor)
-        return parts.unflatten(0, (self.count, -1))
+        return parts.view(self.count, *tensor.shape)
 
     def mean(self, value: float | None) -> float | None:
         """The mean over the processes that have a value; ``None`` if none has."""

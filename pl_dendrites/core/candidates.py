@@ -107,6 +107,14 @@ class Candidates(nn.Module):
             total = torch.addcmul(total, link, output.to(total.dtype))
         return ACTIVATIONS[self.activation](total)
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether they can compute after the backward pass, with samples of other processes beside their own.
+
+        Those of a Linear layer can. Any other may have a state, or random numbers.
+        """
+        return type(self.nodes) is nn.Linear
+
     def watched(
         self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]
     ) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor | None]]:
@@ -119,7 +127,7 @@ class Candidates(nn.Module):
         noted = self.noted
         if noted is None:
             return self(inputs, out, dendrites), self.observe
-        use = Use(self, inputs, out, dendrites)
+        use = Use(self, self.can_wait, inputs, out, dendrites)
 
         def note(_: Tensor, error: Tensor) -> None:
             noted.append((use, error.detach() if self.watching else None))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_dendrites.core.candidates import Candidates
-from pl_dendrites.core.noted import Rows, can_wait
+from pl_dendrites.core.noted import Rows
 
 __all__ = ["Gathered", "gather_rows"]
 
@@ -45,7 +45,7 @@ def gather_rows(pools: Iterable[Candidates], gather: Callable[[Tensor], Tensor])
     Returns:
         What was gathered. Layers that the batch did not reach are not among it.
     """
-    pools = [pool for pool in pools if can_wait(pool)]
+    pools = [pool for pool in pools if pool.can_wait]
     if not pools:
         return {}
     own = {pool: _rows(pool) for pool in pools}
@@ -61,7 +61,7 @@ def gather_rows(pools: Iterable[Candidates], gather: Callable[[Tensor], Tensor])
 
 def _rows(pool: Candidates) -> Rows | None:
     parts = [use.rows(error) for use, error in pool.noted or () if error is not None]
-    nothing = Rows(*(pool.moments.samples.new_empty(0, *width) for width in Rows.widths(pool)))
+    nothing = Rows(*(pool.moments.samples.new_empty(0, *width) for width in _widths(pool)))
     known = [part for part in parts if part is not None]
     return Rows.joined([nothing, *known]) if len(known) == len(parts) else None
 
@@ -79,8 +79,15 @@ def _pays(pool: Candidates, samples: list[int]) -> bool:
     return 0 < len(samples) * max(samples) * _row_size(pool) * pool.moments.samples.itemsize <= 2 * weights
 
 
+def _widths(pool: Candidates) -> list[tuple[int, ...]]:
+    # Shapes of one row of inputs, outputs of dendrites, and errors.
+    assert isinstance(pool.nodes, nn.Linear)
+    _, dendrites, neurons = pool.links.shape
+    return [(pool.nodes.in_features,), (dendrites, neurons), (neurons,)]
+
+
 def _row_size(pool: Candidates) -> int:
-    return sum(map(math.prod, Rows.widths(pool)))
+    return sum(map(math.prod, _widths(pool)))
 
 
 def _exchange(
@@ -95,7 +102,7 @@ def _exchange(
     parts: dict[Candidates, list[Rows]] = {pool: [] for pool in pools}
     for rank, size in enumerate(sizes):
         for pool, part in zip(pools, found[rank, : sum(size)].split(size), strict=True):
-            widths = Rows.widths(pool)
+            widths = _widths(pool)
             shapes = [(samples[pool][rank], *width) for width in widths]
             values = part.split([math.prod(shape) for shape in shapes])
             parts[pool].append(Rows(*(value.view(shape) for value, shape in zip(values, shapes, strict=True))))

@@ -77,7 +77,7 @@ class JointLearning:
             (pool.noted or []).clear()  # the list stays: a second backward pass through a graph notes in it
 
     def _learn_whole(self, pool: Candidates, samples: Gathered) -> None:
-        outputs, error = samples.rows.outputs(pool, samples.half), samples.rows.error
+        outputs, error = samples.rows.outputs(pool, pool.links.dtype, samples.half), samples.rows.error
         new, _ = batch_moments(outputs.detach(), self._scaled(error), pool.kind.dim)
         pool.missed.logical_or_((new.samples == 0).any())
         gradient = self._gradient(pool, new, pool.take_in(new), error).to(outputs.dtype)
