@@ -23,6 +23,7 @@ __all__ = [
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
     "candidates": 1,
+    "candidate_batches": 1,
     "patience": 1,
     "min_delta": 0.0,
     "base_epochs": 1,

@@ -56,6 +56,8 @@ class DendriteCallback(Status):
             their neuron while the network stands still, and are frozen afterwards. ``"hybrid"``: in the same way first,
             then by gradient with the network. ``"gradient"``: by gradient alone, without correlation phases.
         candidates: candidates that compete for each neuron's next dendrite.
+        candidate_batches: batches from whose gradients together candidates take one step. With one more than there are
+            candidates, a correlation step communicates no more than a base step, in the mean.
         fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
             correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
             with inputs drawn at random. ``None``: all. Recurrent layers and modules of one's own keep all inputs.
@@ -117,6 +119,7 @@ class DendriteCallback(Status):
         max_dendrites: int = 5,
         learning: Literal["correlation", "gradient", "hybrid"] = "correlation",
         candidates: int = 4,
+        candidate_batches: int = 1,
         fan_in: int | float | None = None,
         activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
         patience: int = 10,
@@ -141,7 +144,7 @@ class DendriteCallback(Status):
         self._targets, self._exclude, self._activation, self._fan_in = targets, exclude, activation, fan_in
         self._pool, self._max_dendrites = candidates, max_dendrites
         self._correlation_min_delta = correlation_min_delta
-        self._make_optimizer = optimizer
+        self._candidates: dict[str, Any] = {"pool": candidates, "batches": candidate_batches, "optimizer": optimizer}
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
         self._shown = shown_settings(arguments, DendriteCallback)
         self._machine_settings = machine_settings(arguments)
@@ -301,7 +304,7 @@ class DendriteCallback(Status):
         self._counted = self._batches
         assert self.network is not None
         self._step(trainer, pl_module, self._score.after_epoch(trainer, self._batches))
-        rose = self.phase == "correlation" and self.network.correlation_rose(self._correlation_min_delta)
+        rose = self._correlation is not None and self._correlation.rose(self._correlation_min_delta)
         self._act_on(trainer, pl_module, self._machine.end_epoch(rose))
         rate = None if self._correlation is None else self._correlation.learning_rate
         assert self._display is not None
@@ -338,10 +341,8 @@ class DendriteCallback(Status):
 
     def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
         assert self.network is not None
-        seed, optimizer = self._seed + self.cycle, self._make_optimizer
-        self._correlation = CorrelationPhase(
-            trainer, self.network, pool=self._pool, seed=seed, optimizer=optimizer, resumed=resumed
-        )
+        seed = self._seed + self.cycle
+        self._correlation = CorrelationPhase(trainer, self.network, seed=seed, resumed=resumed, **self._candidates)
 
     def _keep_strongest(self, trainer: pl.Trainer, decision: Decision) -> None:
         assert self._correlation is not None

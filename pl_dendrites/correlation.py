@@ -40,6 +40,8 @@ class CorrelationPhase:
         network: the network that grows.
         pool: candidates per neuron.
         seed: for the candidates' initial weights.
+        batches: steps of the model's optimizer in whose place the candidates take one, with all their gradients; the
+            last batch of an epoch leaves none for the next.
         optimizer: makes their optimizer; ``None``: Adam with learning rate 0.01.
         resumed: a :meth:`state_dict` to go on from; ``None``: a new phase.
     """
@@ -51,6 +53,7 @@ class CorrelationPhase:
         *,
         pool: int,
         seed: int,
+        batches: int = 1,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
@@ -74,8 +77,10 @@ class CorrelationPhase:
         self._ranks = Ranks(trainer)
         self._joint: JointLearning | None = None
         if self._ranks.count > 1:
-            self._joint = JointLearning(network.candidates.values(), self._ranks.add_up, self._ranks.count)
+            pools, ranks = network.candidates.values(), self._ranks
+            self._joint = JointLearning(pools, ranks.add_up, ranks.count, ranks.gather)
         self._backward_seen = False
+        self._batches, self._waiting = batches, 0
         self._manual = not trainer.lightning_module.automatic_optimization
 
     def _take_parameters(self) -> None:
@@ -95,6 +100,16 @@ class CorrelationPhase:
         if self._network.keep_strongest():
             self._take_parameters()
         self._network.reset_correlations()
+
+    def rose(self, min_delta: float) -> bool:
+        """Whether the best correlation of any neuron rose by a share, in any process.
+
+        Where processes are not alike, what each computes of gathered samples may differ in the last bits.
+
+        Args:
+            min_delta: the share.
+        """
+        return self._ranks.any(self._network.correlation_rose(min_delta))
 
     @property
     def learning_rate(self) -> float:
@@ -123,8 +138,10 @@ class CorrelationPhase:
         if self._joint is not None and not self._backward_seen:
             self._joint.learn()  # a model under manual optimization may call `loss.backward()` past Lightning
         self._backward_seen = False
-        if not self._stepped():
+        self._waiting += self._stepped()
+        if self._waiting < (1 if trainer.is_last_batch else self._batches):
             return
+        self._waiting = 0
         if self._joint is not None:
             self._joint.add_up_gradients()
         self._to_single()

@@ -43,6 +43,12 @@ class Ranks:
             # Not the strategy's own `reduce`, which waits at a barrier each time.
             torch.distributed.all_reduce(tensor)
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, which are of one shape, stacked: the same bits in each of them."""
+        parts = tensor.new_empty(self.count * len(tensor), *tensor.shape[1:])
+        torch.distributed.all_gather_into_tensor(parts, tensor)
+        return parts.view(self.count, *tensor.shape)
+
     def mean(self, value: float | None) -> float | None:
         """The mean over the processes that have a value; ``None`` if none has."""
         if self.count == 1:

@@ -203,7 +203,8 @@ def test_a_first_base_phase_without_a_finite_score(settings: dict[str, Any]) -> 
 
 # -- arguments ----------------------------------------------------------------------------------------------------
 
-INTEGERS_FROM_1 = ["candidates", "patience", "base_epochs", "correlation_patience", "max_correlation_epochs"]
+INTEGERS_FROM_1 = ["candidates", "candidate_batches", "patience", "base_epochs", "correlation_patience"]
+INTEGERS_FROM_1 += ["max_correlation_epochs"]
 INTEGERS_FROM_0 = ["max_dendrites", "max_tries"]
 NUMBERS = ["min_delta", "correlation_min_delta"]
 NAN, INF = float("nan"), float("inf")

@@ -149,6 +149,26 @@ def test_what_is_communicated(runs: Any) -> None:
     assert copied == [8 * (weights + frozen) for frozen in nodes]
 
 
+def test_a_correlation_step_communicates_no_more_than_a_base_step(runs: Any) -> None:
+    """Where a layer's samples are fewer numbers than its weights: the samples are gathered."""
+    steps: dict[str, list[int]] = {"base": [], "correlation": []}
+    for phase, dendrites, traffic in runs[2]["gathered"][0]["whole"]["traffic"]:
+        if dendrites < 2:
+            steps[phase].append(sum(size for by, size in traffic if by != "wrapper"))
+    assert max(steps["correlation"]) < min(steps["base"])
+
+
+def test_gradients_of_several_batches_are_communicated_once(runs: Any) -> None:
+    """For a step of the candidates in three batches, and for the last of an epoch."""
+    traffic = [
+        traffic for phase, _, traffic in runs[2]["three batches a step"][0]["whole"]["traffic"] if phase != "base"
+    ]
+    collectives = [len(batch) for batch in traffic]
+    without, with_gradients = min(collectives), max(collectives)
+    assert collectives == [without, without, with_gradients, with_gradients] * (len(collectives) // 4)
+    assert with_gradients == without + 1
+
+
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "gradient"])
 def test_ddp_has_nothing_to_say_where_the_network_stands_still(name: str, runs: Any) -> None:
     traffic = [by for phase, _, traffic in runs[2][name][0]["whole"]["traffic"] for by, _ in traffic if phase != "base"]

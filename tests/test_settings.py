@@ -241,3 +241,26 @@ def test_candidates_of_half_precision_learn_with_a_step_computed_in_single(dtype
     moved = (steps[1].float() - steps[0].float()).abs()
     assert 0.001 < moved.max() < 0.02, "Adam moves each parameter by about its learning rate"
     assert all(value.isfinite().all() for value in bits(model).values())
+
+
+def test_candidates_step_once_in_so_many_batches_with_the_gradients_of_all() -> None:
+    """And with those that are left at the end of an epoch."""
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            steps.append([p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None])
+
+    found = {}
+    for batches in (1, 3):
+        steps: list[list[torch.Tensor]] = []
+        found[batches] = steps
+        dendrites = quick(
+            candidate_batches=batches, optimizer=lambda p: Watched(p, lr=1.0), max_dendrites=1, max_tries=0
+        )
+        train(classifier(), dendrites)
+    every, (first, rest) = found[1], found[3][:2]
+    assert (len(every), len(found[3])) == (8, 4)
+    for parameter, (together, left) in enumerate(zip(first, rest, strict=True)):
+        gradients = [step[parameter] for step in every]
+        torch.testing.assert_close(together, gradients[0] + gradients[1] + gradients[2])
+        torch.testing.assert_close(left, gradients[3])

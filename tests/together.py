@@ -135,6 +135,14 @@ class Expert(Net):
         return out.index_add(0, chosen.nonzero()[:, 0], self.expert(x[chosen])) if chosen.any() else out
 
 
+class Wide(Net):
+    """A layer whose samples are fewer numbers than its weights, between two of which that is not so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 80), nn.Tanh(), nn.Linear(80, 80), nn.Tanh(), nn.Linear(80, 2))
+
+
 class Normed(Net):
     """BatchNorm, which Lightning makes a SyncBatchNorm."""
 
@@ -210,6 +218,8 @@ SETTINGS = {
         validation=1,
     ),
     "uneven parts": Setting(Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}),
+    "gathered": Setting(Wide, rows=(16, 9), callback={"max_dendrites": 2}, resumed=(2, 5)),
+    "three batches a step": Setting(callback={"candidate_batches": 3, "max_dendrites": 2}, resumed=(2,)),
     "own backward": Setting(OwnBackward, callback={"max_dendrites": 1}),
     "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
@@ -334,13 +344,18 @@ def launch(
 
 
 def count_traffic() -> None:
-    """From now on note the size in bytes of all that processes add up or copy from the first, and who does that."""
+    """From now on note the size in bytes of all that processes add up, gather or copy from the first, and by whom."""
     plain, start = torch.distributed.all_reduce, DistributedDataParallel.__init__
+    plain_gather = torch.distributed.all_gather_into_tensor
     copy = torch.distributed._broadcast_coalesced
 
     def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
         TRAFFIC.append(("dendrites", tensor.nbytes))
         return plain(tensor, *args, **kwargs)
+
+    def all_gather_into_tensor(out: Tensor, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        TRAFFIC.append(("dendrites", tensor.nbytes))
+        return plain_gather(out, tensor, *args, **kwargs)
 
     def hook(state, bucket):
         TRAFFIC.append(("DDP", bucket.buffer().nbytes))
@@ -355,6 +370,7 @@ def count_traffic() -> None:
         self.register_comm_hook(None, hook)
 
     torch.distributed.all_reduce = all_reduce
+    torch.distributed.all_gather_into_tensor = all_gather_into_tensor
     torch.distributed._broadcast_coalesced = broadcast
     DistributedDataParallel.__init__ = init
 

@@ -1,9 +1,10 @@
 """What do two processes tell each other? Bytes of every collective in a training step, by phase and dendrites.
 
-    python examples/benchmarks/communication.py [--strategy ddp|fsdp2] [--candidates 4]
+    python examples/benchmarks/communication.py [--strategy ddp|fsdp2] [--network mlp|convolutions|transformer]
+        [--batch 32] [--candidates 4] [--candidate-batches 1]
 
-An MLP 784-512-10 in single precision, gloo, on a CPU. Counted is what the first process hands over: its gradients to a
-sum, its shard to those who gather.
+In single precision, gloo, on a CPU. Counted is what the first process hands over, in the mean over the steps of a
+phase: its gradients to a sum, its part of what is gathered to those who gather. ``--batch`` is of one process.
 """
 
 from __future__ import annotations
@@ -26,10 +27,34 @@ from torch.utils.data import DataLoader, TensorDataset
 from pl_dendrites import DendriteCallback
 
 
-class Classifier(L.LightningModule):
+class Transformer(nn.Module):
+    """Two layers on 16 tokens of 49 pixels."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
+        self.embed, self.head = nn.Linear(49, 128), nn.Linear(128, 10)
+        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x.unflatten(1, (16, 49)))).mean(1))
+
+
+def make_network(name: str) -> nn.Module:
+    if name == "transformer":
+        return Transformer()
+    if name == "mlp":
+        return nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
+    for inputs, outputs in ((1, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+
+
+class Classifier(L.LightningModule):
+    def __init__(self, network: str = "mlp") -> None:
+        super().__init__()
+        self.net = make_network(network)
 
     def configure_model(self) -> None:
         if getattr(self, "device_mesh", None) is not None:
@@ -69,11 +94,11 @@ def size(value: Any) -> int:
 
 
 class Count(L.Callback):
-    """What the last step of each phase handed over."""
+    """What each step of each phase handed over."""
 
     def __init__(self, dendrites: DendriteCallback) -> None:
         self.dendrites = dendrites
-        self.steps: dict[tuple[int, str, int], Counter[str]] = {}
+        self.steps: dict[tuple[int, str, int], list[Counter[str]]] = {}
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.collectives = Collectives()
@@ -81,20 +106,31 @@ class Count(L.Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.collectives.__exit__(None, None, None)
-        self.steps[self.dendrites.cycle, self.dendrites.phase, self.dendrites.num_dendrites] = self.collectives.bytes
+        phase = self.dendrites.cycle, self.dendrites.phase, self.dendrites.num_dendrites
+        self.steps.setdefault(phase, []).append(self.collectives.bytes)
 
 
 @rank_zero_only
-def show(steps: dict[tuple[int, str, int], Counter[str]]) -> None:
-    for (_, phase, count), collectives in steps.items():
-        parts = ", ".join(f"{name} {size / 1e6:.3f} MB" for name, size in sorted(collectives.items()))
-        print(f"{phase:11} phase, {count} dendrites per neuron: {parts}")
+def show(steps: dict[tuple[int, str, int], list[Counter[str]]]) -> None:
+    base = 1.0
+    for (_, phase, count), found in steps.items():
+        # The first step of a base phase also copies the first process' parameters to all.
+        counted = found[1:] if phase == "base" else found
+        total = sum(counted, Counter[str]())
+        mean = {name: size / len(counted) for name, size in sorted(total.items())}
+        whole = sum(mean.values())
+        base = whole if phase == "base" else base
+        parts = ", ".join(f"{name} {size / 1e6:.3f} MB" for name, size in mean.items() if size > 500)
+        print(f"{phase:11} phase, {count} dendrites per neuron: {whole / base:.3f} of a base step: {parts}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--strategy", choices=("ddp", "fsdp2"), default="ddp")
+    parser.add_argument("--network", choices=("mlp", "convolutions", "transformer"), default="mlp")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--candidate-batches", type=int, default=1)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -105,6 +141,7 @@ def main() -> None:
         max_correlation_epochs=1,
         max_dendrites=2,
         candidates=options.candidates,
+        candidate_batches=options.candidate_batches,
         verbose=False,
     )
     count = Count(dendrites)
@@ -123,8 +160,10 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    data = TensorDataset(torch.randn(256, 784), torch.randint(10, (256,)))
-    trainer.fit(Classifier(), DataLoader(data, 32), DataLoader(data, 32))
+    size = 40 * options.batch  # of both processes: 20 batches an epoch
+    data = TensorDataset(torch.randn(size, 784), torch.randint(10, (size,)))
+    loader = DataLoader(data, options.batch)
+    trainer.fit(Classifier(options.network), loader, loader)
     show(count.steps)
 
 

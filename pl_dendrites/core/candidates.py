@@ -16,6 +16,7 @@ from pl_dendrites.core.functional import (
     per_neuron,
 )
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
+from pl_dendrites.core.noted import Use
 from pl_dendrites.core.sparse import Sparse
 
 __all__ = ["Candidates"]
@@ -40,8 +41,8 @@ class Candidates(nn.Module):
         links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
         pool: ``P``.
         watching: whether errors that come are taken in.
-        noted: outputs and errors that a :class:`~pl_dendrites.core.joint.JointLearning` has yet to take in, ``None``
-            for an error that was not watched; ``None``: they are taken in by the backward pass itself.
+        noted: uses of the layer and their errors that a :class:`~pl_dendrites.core.joint.JointLearning` has yet to take
+            in, ``None`` for an error that was not watched; ``None``: the backward pass itself takes them in.
 
     Raises:
         RuntimeError: if the layer's neurons are not known yet.
@@ -86,7 +87,7 @@ class Candidates(nn.Module):
         self.register_buffer("reference", torch.zeros(neurons, device=device, dtype=wide))
         self.register_buffer("missed", torch.tensor(False, device=device), persistent=False)
         self.watching = True
-        self.noted: list[tuple[Tensor, Tensor | None]] | None = None
+        self.noted: list[tuple[Use, Tensor | None]] | None = None
 
     def forward(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> Tensor:
         """Outputs of the pool.
@@ -106,24 +107,32 @@ class Candidates(nn.Module):
             total = torch.addcmul(total, link, output.to(total.dtype))
         return ACTIVATIONS[self.activation](total)
 
-    def watched(self, outputs: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor | None]]:
-        """What :class:`~pl_dendrites.core.functional.CorrelationRule` is to be given.
+    @property
+    def can_wait(self) -> bool:
+        """Whether they can compute after the backward pass, with samples of other processes beside their own.
 
-        Args:
-            outputs: outputs of the pool.
+        Those of a Linear layer can. Any other may have a state, or random numbers.
+        """
+        return type(self.nodes) is nn.Linear
+
+    def watched(
+        self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]
+    ) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor | None]]:
+        """What :class:`~pl_dendrites.core.functional.CorrelationRule` is to be given; arguments as of :meth:`forward`.
 
         Returns:
-            The outputs and :meth:`observe`; or, if errors are to be noted only, outputs without a history and what
-            notes them together with those that have one.
+            The pool's outputs and :meth:`observe`; or, if errors are to be noted only, what notes them together with
+            this use of the layer, and nothing that it needs.
         """
         noted = self.noted
         if noted is None:
-            return outputs, self.observe
+            return self(inputs, out, dendrites), self.observe
+        use = Use(self, self.can_wait, inputs, out, dendrites)
 
         def note(_: Tensor, error: Tensor) -> None:
-            noted.append((outputs, error.detach() if self.watching else None))
+            noted.append((use, error.detach() if self.watching else None))
 
-        return outputs.detach().requires_grad_(), note
+        return out.new_zeros(()).requires_grad_(), note
 
     @torch.no_grad()
     def observe(self, outputs: Tensor, error: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class Dendrites(nn.ModuleList):
             total = stack.add_to(total, outputs)
             seen = [*seen, *stack.for_all(outputs, own)]
         if candidates is not None:
-            watched, observe = candidates.watched(candidates(inputs, total, [output.detach() for output in seen]))
+            watched, observe = candidates.watched(inputs, total, [output.detach() for output in seen])
             total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
         return self.kind.with_output(out, total)
 

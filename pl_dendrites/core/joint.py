@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_dendrites.core.candidates import Candidates
 from pl_dendrites.core.functional import Moments, batch_moments, moments_of_sums, per_neuron, sums_of_moments
+from pl_dendrites.core.gathering import Gathered, gather_rows
 
 __all__ = ["JointLearning"]
+
+_Seen = list[tuple[Tensor, Tensor | None]]  # outputs of a pool and their error, for each use of the layer
 
 
 class JointLearning:
@@ -22,6 +25,9 @@ class JointLearning:
     outputs and errors. After it, :meth:`learn` adds up a few sums per neuron over all processes and then computes the
     gradients. Nothing is communicated within a backward pass: a process whose part never reached a layer adds zeros.
 
+    Where it communicates no more than a base step does, see :func:`~pl_dendrites.core.gathering.gather_rows`, every
+    process gets the samples of all instead, and computes the gradients of the whole batch by itself.
+
     Several uses of a layer in one backward pass count as one batch here; without other processes each counts by itself.
 
     Args:
@@ -29,6 +35,7 @@ class JointLearning:
         add_up: adds up a tensor over all processes, in place.
         processes: how many there are. Each one's loss is a mean over its own part; the mean of these is the loss whose
             error counts.
+        gather: the tensors of all processes, stacked, given that of this one; ``None``: samples are never gathered.
 
     Example:
         >>> from pl_dendrites.core import attach
@@ -44,40 +51,71 @@ class JointLearning:
         torch.Size([2, 2])
     """
 
-    def __init__(self, pools: Iterable[Candidates], add_up: Callable[[Tensor], None], processes: int) -> None:
-        self._pools, self._add_up, self._share = list(pools), add_up, 1 / processes
+    def __init__(
+        self,
+        pools: Iterable[Candidates],
+        add_up: Callable[[Tensor], None],
+        processes: int,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._pools, self._add_up, self._gather, self._share = list(pools), add_up, gather, 1 / processes
+        # Since the last step: which pools have gradients of a part of a batch, and gradients of whole batches.
+        self._in_parts: dict[Candidates, bool] = dict.fromkeys(self._pools, False)
+        self._whole: dict[nn.Parameter, Tensor] = {}
         for pool in self._pools:
             pool.noted = []
 
     def learn(self) -> None:
         """Take in what the last backward pass noted, in all processes, and give the candidates their gradients."""
+        gathered = {} if self._gather is None else gather_rows(self._pools, self._gather)
+        for pool, samples in gathered.items():
+            self._learn_whole(pool, samples)
+        rest = [pool for pool in self._pools if pool not in gathered]
+        if rest:
+            self._learn_parts(rest)
+        for pool in self._pools:
+            (pool.noted or []).clear()  # the list stays: a second backward pass through a graph notes in it
+
+    def _learn_whole(self, pool: Candidates, samples: Gathered) -> None:
+        outputs, error = samples.rows.outputs(pool, pool.links.dtype, samples.half), samples.rows.error
+        new, _ = batch_moments(outputs.detach(), self._scaled(error), pool.kind.dim)
+        pool.missed.logical_or_((new.samples == 0).any())
+        gradient = self._gradient(pool, new, pool.take_in(new), error).to(outputs.dtype)
+        parameters = list(pool.parameters())
+        # Apart from what the parameters have: that is of this process' part alone, and still to be added up.
+        found = torch.autograd.grad(outputs, parameters, gradient, allow_unused=True)
+        for parameter, own in zip(parameters, found, strict=True):
+            if own is not None:
+                self._whole[parameter] = self._whole[parameter] + own if parameter in self._whole else own
+
+    def _learn_parts(self, pools: list[Candidates]) -> None:
         outputs, gradients = [], []
-        for pool, (used, new) in zip(self._pools, self._moments(), strict=True):
+        seen = {pool: [(use.outputs(), error) for use, error in pool.noted or ()] for pool in pools}
+        for pool, (used, new) in zip(pools, self._moments(seen), strict=True):
+            self._in_parts[pool] = True
             sign = pool.take_in(new) if used else torch.zeros_like(new.covariance)
-            noted = pool.noted or []
-            for seen, error in noted:
-                outputs.append(seen)
+            for own, error in seen[pool]:
+                outputs.append(own)
                 gradient = torch.zeros(()) if error is None else self._gradient(pool, new, sign, error)
-                gradients.append(gradient.to(seen).expand_as(seen))
-            noted.clear()
+                gradients.append(gradient.to(own).expand_as(own))
         if outputs:
             # Kept, for whoever runs backward through the same graph twice.
             torch.autograd.backward(outputs, gradients, retain_graph=True)
 
     @torch.no_grad()
-    def _moments(self) -> list[tuple[bool, Moments]]:
+    def _moments(self, seen: Mapping[Candidates, _Seen]) -> list[tuple[bool, Moments]]:
         # Of each pool, whether any process noted an error, and the moments over all processes.
-        own = [self._sums(pool) for pool in self._pools]
+        own = [self._sums(pool, uses) for pool, uses in seen.items()]
         flat = torch.cat(own)
         self._add_up(flat)
         parts = flat.split([part.numel() for part in own])
         used = torch.stack([part[0] for part in parts]).tolist()
-        new = [self._unpack(pool, part[1:]) for pool, part in zip(self._pools, parts, strict=True)]
+        new = [self._unpack(pool, part[1:]) for pool, part in zip(seen, parts, strict=True)]
         return list(zip([anywhere > 0 for anywhere in used], new, strict=True))
 
-    def _sums(self, pool: Candidates) -> Tensor:
+    def _sums(self, pool: Candidates, uses: _Seen) -> Tensor:
         used, total = 0.0, Moments(*(torch.zeros_like(value, dtype=torch.float64) for value in pool.moments))
-        for outputs, error in pool.noted or ():
+        for outputs, error in uses:
             if error is not None:
                 used = 1.0
                 moments, _ = batch_moments(outputs, self._scaled(error), pool.kind.dim)
@@ -111,7 +149,14 @@ class JointLearning:
 
         A parameter that had none in any process has none afterwards, so that an optimizer passes it over as ever.
         """
-        parameters = [parameter for pool in self._pools for parameter in pool.parameters()]
+        parameters = [parameter for pool in self._pools if self._in_parts[pool] for parameter in pool.parameters()]
+        if parameters:
+            self._add_up_parts(parameters)
+        for parameter, whole in self._whole.items():
+            parameter.grad = whole if parameter.grad is None else parameter.grad + whole
+        self._in_parts, self._whole = dict.fromkeys(self._pools, False), {}
+
+    def _add_up_parts(self, parameters: list[nn.Parameter]) -> None:
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         there = own[0].new_tensor([float(p.grad is not None) for p in parameters])
         flat = torch.cat([there, *(gradient.flatten() for gradient in own)])

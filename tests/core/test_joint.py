@@ -11,24 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pl_dendrites.core import DendriticNetwork, attach
+from pl_dendrites.core import DendriticNetwork, attach, gathering
 from pl_dendrites.core.joint import JointLearning
 
 Loss = Callable[[nn.Module, Tensor], Tensor]  # a mean over examples
 
 
+PAYS = gathering._pays
+
+
+@pytest.fixture(autouse=True, params=["gradients are added up", "samples are gathered"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test holds for both, whichever communicates less."""
+    gathers = request.param == "samples are gathered"
+    monkeypatch.setattr(gathering, "_pays", lambda pool, samples: gathers and min(samples) >= 0 < max(samples))
+
+
 class Together:
-    """Adds up over threads as a collective does: all must come, or there is an error."""
+    """Adds up over threads as a collective does, or gathers: all must come, or there is an error."""
 
     def __init__(self, count: int) -> None:
         self.barrier, self.parts, self.count = threading.Barrier(count, timeout=10), {}, count
 
     def add_up(self, tensor: Tensor) -> None:
+        tensor.copy_(self.gather(tensor).sum(0))
+
+    def gather(self, tensor: Tensor) -> Tensor:
         self.parts[threading.get_ident()] = tensor.clone()
         self.barrier.wait()
-        total = torch.stack([self.parts[key] for key in sorted(self.parts)]).sum(0)
+        found = torch.stack([self.parts[key] for key in sorted(self.parts)])
         self.barrier.wait()
-        tensor.copy_(total)
+        return found
 
 
 def network(make_model: Callable[[], nn.Module], watch: bool) -> DendriticNetwork:
@@ -58,7 +71,7 @@ def in_parts(
     networks = [network(make_model, watch) for _ in batches[0]]
 
     def process(rank: int) -> None:
-        joint = JointLearning(networks[rank].candidates.values(), together.add_up, together.count)
+        joint = JointLearning(networks[rank].candidates.values(), together.add_up, together.count, together.gather)
         for parts in batches:
             loss(networks[rank].model, parts[rank]).requires_grad_().backward()
             joint.learn()
@@ -208,3 +221,50 @@ def test_two_passes_through_one_graph() -> None:
         joint.learn()
     joint.add_up_gradients()
     assert_same([joint_network], plain)
+
+
+def test_samples_are_gathered_where_they_are_fewer_numbers_than_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the wide layer. Then the batch is too large, and gradients of both batches make one."""
+    monkeypatch.setattr(gathering, "_pays", PAYS)
+    sizes: list[int] = []
+    plain = Together.gather
+    monkeypatch.setattr(Together, "gather", lambda *args: (sizes.append(args[1].numel()), plain(*args))[1])
+
+    def wide() -> nn.Module:
+        return nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 2))
+
+    batches = [*data(1, 20, 30), *data(1, 60, 30)]
+    parts, reference = in_parts(wide, [b.chunk(2) for b in batches], cubes), whole(wide, batches, cubes)
+    assert_same(parts, reference)
+    assert sizes.count(10 * (30 + 40)) == 2, "once in each process: half a batch of inputs and errors"
+
+
+def test_a_process_without_samples_computes_in_the_precision_of_the_others() -> None:
+    """Autocast is known to those alone that used the layer."""
+
+    class Single(Expert):
+        def double(self) -> Single:
+            return self  # autocast leaves double precision alone
+
+    def in_half(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return cubes(model, x.float())
+
+    (batch,) = data(1, 8, 3)
+    batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
+    first, second = in_parts(lambda: Single(empty_calls=False), [batch.chunk(2)], in_half)
+    for own, other in zip(first.candidate_parameters(), second.candidate_parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, atol=0, rtol=0)
+
+
+def test_compiled() -> None:
+    def compiled(model: nn.Module, x: Tensor) -> Tensor:
+        return cubes(torch.compile(model, backend="aot_eager"), x)
+
+    (batch,) = data(1, 8, 3)
+    grown = network(mlp, True)
+    joint = JointLearning(grown.candidates.values(), lambda tensor: None, 1)
+    compiled(grown.model, batch).requires_grad_().backward()
+    joint.learn()
+    joint.add_up_gradients()
+    assert_same([grown], whole(mlp, [batch], cubes))
