@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -24,18 +23,15 @@ from pl_dendrites.core.used import UsedLayers
 from pl_dendrites.correlation import CorrelationPhase
 from pl_dendrites.history import by_reason, phase_record, why_none
 from pl_dendrites.monitor import Display
+from pl_dendrites.persistence import Persistence
 from pl_dendrites.ranks import Ranks
 from pl_dendrites.score import Score
-from pl_dendrites.sharding import SHARDED_KEY, Shards, changing, is_sharded, saved_parameter_names
-from pl_dendrites.state import STATE_FORMAT, check_state
-from pl_dendrites.status import Status
+from pl_dendrites.sharding import Shards, changing, is_sharded
 
 __all__ = ["DendriteCallback"]
 
-_CHECKPOINT_KEY = "pl_dendrites_optimizer_parameters"
 
-
-class DendriteCallback(Status):
+class DendriteCallback(Persistence):
     """Grows dendrites on a model while a Trainer fits it.
 
     Training runs as usual until the monitored score stops improving. Then the best weights come back, the network is
@@ -422,80 +418,3 @@ class DendriteCallback(Status):
         if self._verbose:
             with host.bar_aside(trainer):
                 rank_zero_info(f"DendriteCallback: {message}")
-
-    # -- state ----------------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors and plain values."""
-        if self._interrupted is not None:
-            return dict(self._interrupted["callback"])
-        if not self._begun:
-            return {}  # a learning rate finder saves before there is anything to save, and loads that
-        # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
-        resumed = self._resumed or {"correlation": None, "used": []}
-        running = self._correlation.state_dict() if self._correlation else resumed["correlation"]
-        return {
-            "format": STATE_FORMAT,
-            "machine": self._machine.state_dict(),
-            "history": [dict(record) for record in self.history],
-            "running": self._running(),
-            "best": self._best.state_dict(),
-            "seed": self._seed,
-            "score": self._score.state_dict(),
-            "batches": self._batches,
-            "counted": self._counted,
-            "correlation": running,
-            "used": resumed["used"] if self._used is None else sorted(self._used.names),
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up a saved state; what belongs to the network follows when the fit starts.
-
-        Raises:
-            MisconfigurationException: if the state has a format that this version does not know, or is no state of a
-                callback at all. The callback is then left as it was.
-        """
-        if self._stage not in ("", "fit"):
-            return  # trainer.test(ckpt_path=...) looks at a model; it does not rewrite what happened here
-        try:
-            check_state(state_dict, STATE_FORMAT)
-        except ValueError as error:
-            raise MisconfigurationException(
-                f"the checkpoint's DendriteCallback state cannot be read: {error}"
-            ) from error
-        if self._correlation is None:
-            self._resumed = dict(state_dict)
-        elif state_dict["correlation"] is not None:  # a learning rate finder puts back what it disturbed
-            self._correlation.load_state_dict(state_dict["correlation"])
-        self._begun = True
-        self._machine.load_state_dict(state_dict["machine"])
-        self.history = [dict(record) for record in state_dict["history"]]
-        self._best.load_state_dict(state_dict["best"])
-        self._score.load_state_dict(state_dict["score"])
-        self._seed = state_dict["seed"]
-        self._batches, self._counted = state_dict["batches"], state_dict["counted"]
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Put into the checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
-
-        Optimizer state is saved by position; the names say what each position was.
-        """
-        if self._interrupted is not None:
-            checkpoint.update(self._interrupted["checkpoint"])
-            return
-        if not self._begun:
-            return
-        if self._correlation is not None:
-            self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
-            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
-            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
-        checkpoint[_CHECKPOINT_KEY] = saved_parameter_names(trainer.optimizers, pl_module)
-        checkpoint[SHARDED_KEY] = is_sharded(pl_module)
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Read the names that :meth:`on_save_checkpoint` wrote."""
-        self._optimizer_parameters = checkpoint.get(_CHECKPOINT_KEY, [])

@@ -28,6 +28,7 @@ ORDER = [
     "loggers",
     "monitor",
     "status",
+    "persistence",
     "callback",
     "comparison",
 ]

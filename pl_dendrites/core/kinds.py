@@ -34,6 +34,7 @@ class LayerKind(ABC):
         dim: their dimension in the layer's output, counted from the end.
         separable: whether each neuron has nodes of its own. Where it has not, a candidate is taken for all neurons or
             for none.
+        choosable: whether a set may have nodes for some of the neurons alone.
         inputs: how many inputs each neuron sees; ``None`` where nodes cannot do with a part of them.
         stateful: whether :meth:`before` has something to do.
     """
@@ -41,6 +42,7 @@ class LayerKind(ABC):
     neurons: int | None
     dim: int
     separable: bool
+    choosable: bool = False
     inputs: int | None = None
     stateful: bool = False
 

@@ -25,6 +25,7 @@ from pl_dendrites.core.hosts import (
 from pl_dendrites.core.stack import Form
 from pl_dendrites.core.targets import Predicate, select_targets
 from pl_dendrites.core.used import UsedLayers
+from pl_dendrites.core.worth import Offer, choose_neurons, worth_of
 
 __all__ = ["DendriticNetwork", "attach", "detach", "restore_structure"]
 
@@ -257,13 +258,17 @@ class DendriticNetwork:
         if self._freeze is not None:
             self._freeze.hold()
 
-    def integrate(self) -> dict[str, Tensor]:
+    def integrate(self, share: float = 1.0) -> dict[str, Tensor]:
         """The best candidate of each neuron becomes a dendrite; flags and buffers return.
 
         A layer that never had an error since the last reset (it is not used) gets none.
 
+        Args:
+            share: below 1, only neurons to which a dendrite is worth most for its parameters get one, see
+                :func:`~pl_dendrites.core.worth.choose_neurons`.
+
         Returns:
-            For each layer that grew, the correlation ``(C,)`` of the candidates its neurons took.
+            For each layer that grew, the correlation ``(C,)`` of its neurons' best candidates.
 
         Raises:
             RuntimeError: if there are no candidates.
@@ -276,11 +281,19 @@ class DendriticNetwork:
         for name in self.targets:
             if name not in used:
                 self.skipped[name] = "it never had an error: nothing of it reaches the loss"
-        for name in used:
+        chosen = {} if share >= 1 else choose_neurons({name: self._offer(name) for name in used}, share)
+        for name in used if share >= 1 else chosen:
             layer = self._hosts[name]
-            taken[name] = dendrites_of(layer).integrate(layer)
+            taken[name] = dendrites_of(layer).integrate(layer, chosen.get(name))
         self.discard()
         return taken
+
+    def _offer(self, name: str) -> Offer:
+        dendrites, pool = self.layers[name], self.candidates[name]
+        neurons = pool.links.shape[-1]
+        # Its node, its links to those before it, and its output weight.
+        parameters = pool.kind.cost(self._hosts[name]) / neurons + dendrites.count + 1
+        return Offer(worth_of(pool.moments, round(parameters) - 1), parameters, not pool.kind.choosable)
 
     def grow(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
         """Give each neuron of some layers one more dendrite without any candidates, to learn with the network.

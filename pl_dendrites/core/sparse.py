@@ -109,7 +109,7 @@ class Sparse(LayerKind):
         (torch.Size([2, 7, 3]), 15)
     """
 
-    separable = True
+    separable = choosable = True
     neurons: int
     inputs: int
 

@@ -59,8 +59,9 @@ class Stacked(LayerKind):
             assert isinstance(layer, _Convolution)
             self.neurons, self.dim, self.groups = layer.out_channels, -1 - len(layer.kernel_size), layer.groups
             self.inputs = layer.in_channels // layer.groups
+        self.choosable = self.groups == 1
         if neurons is not None:
-            if self.groups > 1:
+            if not self.choosable:
                 raise ValueError("its neurons fall into groups, and a set that sees all inputs has all of them")
             self.neurons = neurons
 
