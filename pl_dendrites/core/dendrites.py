@@ -15,6 +15,7 @@ from pl_dendrites.core.functional import (
     Moments,
     batch_moments,
     cascade,
+    covariance_gradient,
     local,
     merge_moments,
     pearson,
@@ -351,8 +352,7 @@ class Candidates(nn.Module):
         new, centred = batch_moments(outputs, error, self.kind.dim)
         if error.numel():  # an expert without tokens missed nothing
             self.missed.logical_or_((new.samples == 0).any())
-        sign = per_neuron(self.take_in(new), self.kind.dim, error.ndim)
-        return (-sign * centred).to(outputs.dtype)
+        return covariance_gradient(self.take_in(new), centred, outputs, self.kind.dim)
 
     @torch.no_grad()
     def take_in(self, new: Moments) -> Tensor:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from pl_dendrites.core.dendrites import Candidates
-from pl_dendrites.core.functional import Moments, batch_moments, moments_of_sums, per_neuron, sums_of_moments
+from pl_dendrites.core.functional import (
+    Moments,
+    batch_moments,
+    covariance_gradient,
+    moments_of_sums,
+    per_neuron,
+    sums_of_moments,
+)
 
 __all__ = ["JointLearning"]
 
@@ -57,8 +64,9 @@ class JointLearning:
             noted = pool.noted or []
             for seen, error in noted:
                 outputs.append(seen)
-                gradient = torch.zeros(()) if error is None else self._gradient(pool, new, sign, error)
-                gradients.append(gradient.to(seen).expand_as(seen))
+                gradients.append(
+                    torch.zeros_like(seen) if error is None else self._gradient(pool, new, sign, error, seen)
+                )
             noted.clear()
         if outputs:
             # Kept, for whoever runs backward through the same graph twice.
@@ -99,11 +107,11 @@ class JointLearning:
         pool.missed.logical_or_(sums.samples.isnan().any())
         return Moments(*(new.to(value.dtype) for new, value in zip(moments_of_sums(sums), own, strict=True)))
 
-    def _gradient(self, pool: Candidates, new: Moments, sign: Tensor, error: Tensor) -> Tensor:
+    def _gradient(self, pool: Candidates, new: Moments, sign: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
         dim, ndim = pool.kind.dim, error.ndim
         centred = self._scaled(error) - per_neuron(new.mean_error, dim, ndim)
         centred = torch.where(per_neuron(new.samples > 0, dim, ndim), centred, 0)
-        return -per_neuron(sign, dim, ndim) * centred
+        return covariance_gradient(sign, centred, outputs, dim)
 
     @torch.no_grad()
     def add_up_gradients(self) -> None:
