@@ -11,6 +11,7 @@ from pl_dendrites.core.functional import (
     ACTIVATIONS,
     Moments,
     batch_moments,
+    covariance_gradient,
     merge_moments,
     pearson,
     per_neuron,
@@ -151,8 +152,7 @@ class Candidates(nn.Module):
         new, centred = batch_moments(outputs, error, self.kind.dim)
         if error.numel():  # an expert without tokens missed nothing
             self.missed.logical_or_((new.samples == 0).any())
-        sign = per_neuron(self.take_in(new), self.kind.dim, error.ndim)
-        return (-sign * centred).to(outputs.dtype)
+        return covariance_gradient(self.take_in(new), centred, outputs, self.kind.dim)
 
     @torch.no_grad()
     def take_in(self, new: Moments) -> Tensor:

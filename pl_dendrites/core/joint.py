@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core.candidates import Candidates
-from pl_dendrites.core.functional import Moments, batch_moments, moments_of_sums, per_neuron, sums_of_moments
+from pl_dendrites.core.functional import (
+    Moments,
+    batch_moments,
+    covariance_gradient,
+    moments_of_sums,
+    per_neuron,
+    sums_of_moments,
+)
 from pl_dendrites.core.gathering import Gathered, gather_rows
 
 __all__ = ["JointLearning"]
@@ -80,7 +87,7 @@ class JointLearning:
         outputs, error = samples.rows.outputs(pool, pool.links.dtype, samples.half), samples.rows.error
         new, _ = batch_moments(outputs.detach(), self._scaled(error), pool.kind.dim)
         pool.missed.logical_or_((new.samples == 0).any())
-        gradient = self._gradient(pool, new, pool.take_in(new), error).to(outputs.dtype)
+        gradient = self._gradient(pool, new, pool.take_in(new), error, outputs)
         parameters = list(pool.parameters())
         # Apart from what the parameters have: that is of this process' part alone, and still to be added up.
         found = torch.autograd.grad(outputs, parameters, gradient, allow_unused=True)
@@ -96,8 +103,8 @@ class JointLearning:
             sign = pool.take_in(new) if used else torch.zeros_like(new.covariance)
             for own, error in seen[pool]:
                 outputs.append(own)
-                gradient = torch.zeros(()) if error is None else self._gradient(pool, new, sign, error)
-                gradients.append(gradient.to(own).expand_as(own))
+                gradient = torch.zeros_like(own) if error is None else self._gradient(pool, new, sign, error, own)
+                gradients.append(gradient)
         if outputs:
             # Kept, for whoever runs backward through the same graph twice.
             torch.autograd.backward(outputs, gradients, retain_graph=True)
@@ -137,11 +144,11 @@ class JointLearning:
         pool.missed.logical_or_(sums.samples.isnan().any())
         return Moments(*(new.to(value.dtype) for new, value in zip(moments_of_sums(sums), own, strict=True)))
 
-    def _gradient(self, pool: Candidates, new: Moments, sign: Tensor, error: Tensor) -> Tensor:
+    def _gradient(self, pool: Candidates, new: Moments, sign: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
         dim, ndim = pool.kind.dim, error.ndim
         centred = self._scaled(error) - per_neuron(new.mean_error, dim, ndim)
         centred = torch.where(per_neuron(new.samples > 0, dim, ndim), centred, 0)
-        return -per_neuron(sign, dim, ndim) * centred
+        return covariance_gradient(sign, centred, outputs.detach(), dim)
 
     @torch.no_grad()
     def add_up_gradients(self) -> None:

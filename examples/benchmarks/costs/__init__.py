@@ -1,0 +1,1 @@
+"""The parts of ``speed.py``: each asks one question about the cost of dendrites."""

@@ -1,0 +1,99 @@
+"""What happens once in a while: attaching, a switch, a checkpoint; and what the idle callback takes."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import Tensor, nn
+
+from costs.networks import grown, mlp
+from pl_dendrites import DendriteCallback, attach
+
+
+class Tiny(BoringModel):
+    """Too small to matter, or given a network that does."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        super().__init__()
+        if network is not None:
+            self.layer = network
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val_loss", self.step(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([parameter for parameter in self.parameters() if parameter.requires_grad])
+
+
+def measure(repeats: int) -> dict[str, float]:
+    asked: dict[str, Callable[[], float]] = {
+        "attach to 1,000 layers, s": attaching,
+        "integrate a third set, MLP 2048, s": integrating,
+        "checkpoint of a plain MLP 2048, s": lambda: saving(mlp(2048)),
+        "the same with three dendrites, s": lambda: saving(grown(lambda: mlp(2048), 3).model),
+        "the same with the callback, which holds the best network, s": lambda: saving(
+            grown(lambda: mlp(2048), 3).model, idle()
+        ),
+        "idle callback, microseconds a step": lambda: 1e6 * (fit(idle(), 2000, 1) - fit(None, 2000, 1)) / 2000,
+        "idle callback, milliseconds an epoch": lambda: 1e3 * (fit(idle(), 1, 100) - fit(None, 1, 100)) / 100,
+    }
+    return {name: statistics.median(ask() for _ in range(repeats)) for name, ask in asked.items()}
+
+
+def attaching() -> float:
+    deep = nn.Sequential(*(nn.Linear(8, 8) for _ in range(1000)))
+    return seconds(lambda: attach(deep))
+
+
+def integrating() -> float:
+    network = grown(lambda: mlp(2048), 2)
+    network.start_candidates(4)
+    network.model(torch.randn(64, 2048)).square().mean().backward()
+    return seconds(network.integrate)
+
+
+def saving(network: nn.Module, *callbacks: L.Callback) -> float:
+    fitted = trainer(1, 1, callbacks)
+    fitted.fit(Tiny(network), torch.randn(1, 8, 2048), torch.randn(1, 8, 2048))
+    with tempfile.TemporaryDirectory() as folder:
+        return seconds(lambda: fitted.save_checkpoint(Path(folder, "one.ckpt")))
+
+
+def fit(callback: L.Callback | None, steps: int, epochs: int) -> float:
+    """Seconds of a fit of a network too small to matter."""
+    data = torch.randn(steps, 1, 32)
+    ready = trainer(steps, epochs, () if callback is None else (callback,))
+    return seconds(lambda: ready.fit(Tiny(), data, data[:1]))
+
+
+def idle() -> L.Callback:
+    return DendriteCallback("val_loss", patience=10**6, verbose=False)
+
+
+def trainer(steps: int, epochs: int, callbacks: tuple[L.Callback, ...]) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=epochs,
+        limit_train_batches=steps,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
