@@ -2,9 +2,9 @@
 
     PYTHON_WITH_IT examples/benchmarks/peer_speed.py [--networks mlp-512 ...] [--repeats 7] [--drawing]
 
-It learns by gradient; its correlation rule is sold separately. ``speed.py --peer-python PYTHON_WITH_IT`` starts this and
-reads the one line of JSON that it writes. A switch is its call that adds a set and, as is its way, writes the network to
-disk; without ``--drawing`` it makes no pictures, which it does by default and which take most of its time.
+It learns by gradient; its correlation rule is sold separately. ``speed.py --peer-python PYTHON_WITH_IT`` starts this
+and reads the one line of JSON that it writes. A switch is its call that adds a set and, as is its way, writes the
+network to disk; without ``--drawing`` it makes no pictures, which it does by default and which take most of its time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ BATCH, SETS = 256, 3
 
 
 def plain(name):
-    pairs = zip(WIDTHS[name], WIDTHS[name][1:])
+    pairs = pairwise(WIDTHS[name])
     return nn.Sequential(*[module for pair in pairs for module in (nn.Linear(*pair), nn.ReLU())][:-1])
 
 
@@ -79,6 +80,7 @@ def configure(settings):
 
 
 def measure(name, repeats, drawing):
+    # Each network has a run folder of its own: the peer reads back what it finds there.
     from perforatedai import globals_perforatedai as settings
     from perforatedai import utils_perforatedai as utils
 

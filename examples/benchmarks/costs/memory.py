@@ -56,8 +56,9 @@ def peak(key: Key, make: Make, shape: tuple[int, ...]) -> int:
 
 
 def needed(dendrites: int, make: Make, shape: tuple[int, ...]) -> int:
-    """Bytes beside a plain step's: the dendrites' parameters, gradients and Adam's two averages of those that are
-    trained, and one activation for each dendrite, which the gradient of its output weight takes.
+    """Bytes beside a plain step's: parameters, what training adds to them, and an activation for each dendrite.
+
+    Of what is trained there are a gradient and Adam's two averages; the activation is for that of an output weight.
     """
     network = grown(make, dendrites)
     parameters = [parameter for layer in network.layers.values() for parameter in layer.parameters()]

@@ -63,8 +63,8 @@ def growth(found: Sequence[Series]) -> str:
 
 def peer(rows: Sequence[PeerRow]) -> str:
     return table(
-        "network | dendrites | peer, times plain | gradient step over it | frozen base step over it | peer's switch, s |"
-        " with its pictures, s",
+        "network | dendrites | peer's step, times plain | our gradient step over it | our frozen base step over it"
+        " | peer's switch, s | with its pictures, s",
         (
             (
                 *(r.network, r.dendrites, f"{r.ratio:.2f}", f"{r.gradient / r.ratio:.2f}", f"{r.base / r.ratio:.2f}"),
@@ -76,9 +76,7 @@ def peer(rows: Sequence[PeerRow]) -> str:
 
 
 def once(times: dict[str, float]) -> str:
-    return table("what happens once | |", ((name, f"{value:.3g}") for name, value in times.items())).replace(
-        "|  |", "| |"
-    )
+    return table("what happens once | takes", ((name, f"{value:.3g}") for name, value in times.items()))
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
