@@ -128,6 +128,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name, bound in _BOUNDS.items():
         check_at_least(name, bound if name == "base_epochs" and given[name] is None else given[name], bound)
     check_fan_in(given["fan_in"])
+    share = given["share"]
+    number = isinstance(share, int | float) and not isinstance(share, bool)
+    check("share", number and 0 < share <= 1, "a number above 0 and up to 1", share)
+    by_gradient = given["learning"] == "gradient"
+    check("share", share == 1 or not by_gradient, "1 with learning='gradient', which knows no worth", share)
     check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("restart", "verbose"):

@@ -57,6 +57,8 @@ class DendriteCallback(Persistence):
         fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
             correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
             with inputs drawn at random. ``None``: all. Recurrent layers and modules of one's own keep all inputs.
+        share: below 1, each set grows only the neurons to which a dendrite is worth most for its parameters, of all
+            layers, up to that share of what dendrites on all neurons would take. Not with ``learning="gradient"``.
         activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
         patience: a base phase ends after so many validations without improvement.
         min_delta: smallest change of the score that counts as improvement.
@@ -117,6 +119,7 @@ class DendriteCallback(Persistence):
         candidates: int = 4,
         candidate_batches: int = 1,
         fan_in: int | float | None = None,
+        share: float = 1.0,
         activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
         patience: int = 10,
         min_delta: float = 0.0,
@@ -137,7 +140,13 @@ class DendriteCallback(Persistence):
         self.mode: Literal["min", "max"] = mode
         self.history: list[dict[str, Any]] = []
         self.network: DendriticNetwork | None = None
-        self._targets, self._exclude, self._activation, self._fan_in = targets, exclude, activation, fan_in
+        self._targets, self._exclude = targets, exclude
+        self._next: dict[str, Any] = {
+            "activation": activation,
+            "live": learning != "correlation",
+            "fan_in": fan_in,
+            "share": share,
+        }
         self._pool, self._max_dendrites = candidates, max_dendrites
         self._correlation_min_delta = correlation_min_delta
         self._candidates: dict[str, Any] = {"pool": candidates, "batches": candidate_batches, "optimizer": optimizer}
@@ -196,7 +205,7 @@ class DendriteCallback(Persistence):
     def _attach(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DendriticNetwork:
         learning = self._rule["learning"]
         network = self.network = DendriticNetwork(pl_module, self._targets, self._exclude)
-        network.set_next(self._activation, live=learning != "correlation", fan_in=self._fan_in)
+        network.set_next(live=learning != "correlation", **self._next)
         self._used = network.watch_use() if learning == "gradient" else None
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
@@ -344,21 +353,22 @@ class DendriteCallback(Persistence):
         assert self._correlation is not None
         self._correlation.keep_strongest()
         self._machine.commit()
-        self._say(trainer, f"candidates keep their strongest inputs, fan_in={self._fan_in}: {decision.reason}")
+        self._say(trainer, f"candidates keep their strongest inputs, fan_in={self._next['fan_in']}: {decision.reason}")
 
     def _begin_base(self, trainer: pl.Trainer, pl_module: pl.LightningModule, decision: Decision) -> None:
         assert self.network is not None
         self._record(trainer, decision.reason)
         with changing(trainer, self.network):
             if decision.kind == "integrate":
-                taken = list(self.network.integrate())
+                used = self.network.layers_with_error()
+                self.network.integrate()
             else:
                 host.unwrap(trainer)
                 self._best.restore(pl_module)
-                taken = self._layers_to_grow(trainer)
-                self.network.grow(taken, torch.Generator().manual_seed(self._seed + self.cycle + 1))
+                used = self._layers_to_grow(trainer)
+                self.network.grow(used, torch.Generator().manual_seed(self._seed + self.cycle + 1))
         self._let_go()
-        for name in sorted(set(self.network.targets) - set(taken)):
+        for name in sorted(set(self.network.targets) - set(used)):
             rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
         host.wrap(trainer)
         self._commit()

@@ -225,6 +225,8 @@ class Shards:
                 raise MisconfigurationException(
                     "the dendrites of a sharded model see all inputs, and all neurons have them: leave `fan_in` out."
                 )
+        if network.share < 1:
+            raise MisconfigurationException("all neurons of a sharded model have dendrites: leave `share` out.")
         _refuse_layers(self._trainer, network.model)
         self._network = network
         if not self._trainer.lightning_module.automatic_optimization:

@@ -243,6 +243,8 @@ COMBINATIONS = {
     "sparse, hybrid, rejected sets": Combination(
         groups, callback={"fan_in": 0.5, "learning": "hybrid", "max_correlation_epochs": 3, "min_delta": 10.0}
     ),
+    "sparse, some neurons": Combination(plateau, callback={"fan_in": 2, "share": 0.4, "max_correlation_epochs": 3}),
+    "some neurons, hybrid": Combination(callback={"share": 0.5, "learning": "hybrid", "restart": False}),
     "sparse, recurrent too": Combination(
         model=Recurrent, callback={"fan_in": 3, "learning": "hybrid", "max_correlation_epochs": 3, "restart": False}
     ),

@@ -209,6 +209,11 @@ INTEGERS_FROM_0 = ["max_dendrites", "max_tries"]
 NUMBERS = ["min_delta", "correlation_min_delta"]
 NAN, INF = float("nan"), float("inf")
 ARGUMENTS = [
+    *[
+        ("fan_in", value, "an integer of at least 1 or a share up to 1.0")
+        for value in (0, -1, 0.0, 1.5, True, "3", NAN)
+    ],
+    *[("share", value, "a number above 0 and up to 1") for value in (0, -0.5, 1.5, True, "3", NAN, None)],
     *[(name, value, "an integer of at least 1") for name in INTEGERS_FROM_1 for value in (0, 1.0, True, "3", NAN)],
     *[(name, value, "an integer of at least 0") for name in INTEGERS_FROM_0 for value in (-1, 2.0, False, None, INF)],
     *[(name, value, "a number of at least 0") for name in NUMBERS for value in (-0.1, NAN, INF, True, "0.1", None)],

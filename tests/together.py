@@ -220,7 +220,7 @@ SETTINGS = {
     "uneven parts": Setting(Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}),
     "gathered": Setting(Wide, rows=(16, 9), callback={"max_dendrites": 2}, resumed=(2, 5)),
     "three batches a step": Setting(callback={"candidate_batches": 3, "max_dendrites": 2}, resumed=(2,)),
-    "sparse": Setting(callback={"fan_in": 2, "learning": "hybrid", "max_dendrites": 2}, resumed=(2, 3)),
+    "sparse": Setting(callback={"fan_in": 2, "share": 0.5, "learning": "hybrid", "max_dendrites": 2}, resumed=(2, 3)),
     "own backward": Setting(OwnBackward, callback={"max_dendrites": 1}),
     "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),

@@ -45,6 +45,7 @@ class DendriticNetwork:
         model: the model.
         targets: names of the layers that grow.
         skipped: name and reason of the layers left alone.
+        share: see :meth:`set_next`.
 
     Raises:
         ValueError: if no layer can have dendrites.
@@ -83,10 +84,13 @@ class DendriticNetwork:
             if name not in self._hosts:
                 hang(layer)
                 self._hosts[name] = layer
+        self.share = 1.0
         self._freeze: Freeze | None = None
         grow_on_load(model)
 
-    def set_next(self, activation: str = "tanh", *, live: bool = False, fan_in: int | float | None = None) -> None:
+    def set_next(
+        self, activation: str = "tanh", *, live: bool = False, fan_in: int | float | None = None, share: float = 1.0
+    ) -> None:
         """Say what dendrites to come are like. Those that are there stay as they are.
 
         Args:
@@ -94,11 +98,17 @@ class DendriticNetwork:
             live: whether they go on learning with the network, by gradient, once they are part of it.
             fan_in: inputs that each keeps: a number, or a share of those of its layer; ``None``: all. Layers that have
                 no more inputs, and those whose dendrites cannot be sparse, get dense ones.
+            share: below 1, :meth:`integrate` grows only the neurons to which a dendrite is worth most for its
+                parameters, of all layers, and takes so much of the parameters that dendrites on all would have. See
+                :func:`~pl_dendrites.core.worth.choose_neurons`.
 
         Raises:
             ValueError: if one of them is not possible.
         """
         _check_next(activation, fan_in)
+        if not 0 < share <= 1:
+            raise ValueError(f"`share` must be above 0 and at most 1, got {share!r}")
+        self.share = share
         for name in self.targets:
             dendrites = dendrites_of(self._hosts[name])
             dendrites.next = Form(1, activation, live, _inputs_kept(dendrites.kind.inputs, fan_in))
@@ -258,14 +268,10 @@ class DendriticNetwork:
         if self._freeze is not None:
             self._freeze.hold()
 
-    def integrate(self, share: float = 1.0) -> dict[str, Tensor]:
+    def integrate(self) -> dict[str, Tensor]:
         """The best candidate of each neuron becomes a dendrite; flags and buffers return.
 
         A layer that never had an error since the last reset (it is not used) gets none.
-
-        Args:
-            share: below 1, only neurons to which a dendrite is worth most for its parameters get one, see
-                :func:`~pl_dendrites.core.worth.choose_neurons`.
 
         Returns:
             For each layer that grew, the correlation ``(C,)`` of its neurons' best candidates.
@@ -281,8 +287,9 @@ class DendriticNetwork:
         for name in self.targets:
             if name not in used:
                 self.skipped[name] = "it never had an error: nothing of it reaches the loss"
-        chosen = {} if share >= 1 else choose_neurons({name: self._offer(name) for name in used}, share)
-        for name in used if share >= 1 else chosen:
+        some = self.share < 1
+        chosen = choose_neurons({name: self._offer(name) for name in used}, self.share) if some else {}
+        for name in chosen if some else used:
             layer = self._hosts[name]
             taken[name] = dendrites_of(layer).integrate(layer, chosen.get(name))
         self.discard()
