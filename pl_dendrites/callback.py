@@ -205,7 +205,7 @@ class DendriteCallback(Persistence):
     def _attach(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> DendriticNetwork:
         learning = self._rule["learning"]
         network = self.network = DendriticNetwork(pl_module, self._targets, self._exclude)
-        network.set_next(live=learning != "correlation", **self._next)
+        network.set_next(**self._next)
         self._used = network.watch_use() if learning == "gradient" else None
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
