@@ -27,6 +27,7 @@ from pl_dendrites.persistence import Persistence
 from pl_dendrites.ranks import Ranks
 from pl_dendrites.score import Score
 from pl_dendrites.sharding import Shards, changing, is_sharded
+from pl_dendrites.training_loss import TrainingLoss
 
 __all__ = ["DendriteCallback"]
 
@@ -70,6 +71,8 @@ class DendriteCallback(Persistence):
         correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
         max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
         max_tries: new sets tried after one that did not help, before training stops.
+        stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: since its best score the
+            training loss fell by more than a fifth. The reason of the phase says so in any case.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
         restart: start each base phase with optimizers and schedulers as they were when the fit began.
         dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network
@@ -129,6 +132,7 @@ class DendriteCallback(Persistence):
         correlation_min_delta: float = 0.05,
         max_correlation_epochs: int = 40,
         max_tries: int = 1,
+        stop_on_overfit: bool = False,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         restart: bool = True,
         dirpath: str | Path | None = None,
@@ -169,7 +173,7 @@ class DendriteCallback(Persistence):
         self._correlation: CorrelationPhase | None = None
         self._display: Display | None = None
         self._used: UsedLayers | None = None  # where no correlation phase would tell
-        self._score = Score(self.monitor)
+        self._score, self._loss = Score(self.monitor), TrainingLoss()
         self._batches = 0
         self._counted = -1  # batches at the end of the last epoch
         self._seed = 0
@@ -294,7 +298,9 @@ class DendriteCallback(Persistence):
         self._batches += 1
         if self._correlation is not None:
             self._correlation.end_batch(trainer)
-        elif self._used is not None:
+            return
+        self._loss.add(outputs)
+        if self._used is not None:
             self._used.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -310,7 +316,8 @@ class DendriteCallback(Persistence):
         assert self.network is not None
         self._step(trainer, pl_module, self._score.after_epoch(trainer, self._batches))
         rose = self._correlation is not None and self._correlation.rose(self._correlation_min_delta)
-        self._act_on(trainer, pl_module, self._machine.end_epoch(rose))
+        loss = Ranks(trainer).mean(self._loss.take())
+        self._act_on(trainer, pl_module, self._machine.end_epoch(rose, loss))
         rate = None if self._correlation is None else self._correlation.learning_rate
         assert self._display is not None
         self._display.end_epoch(trainer, self._machine, self.network, rate)

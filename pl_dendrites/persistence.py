@@ -14,6 +14,7 @@ from pl_dendrites.score import Score
 from pl_dendrites.sharding import SHARDED_KEY, is_sharded, saved_parameter_names
 from pl_dendrites.state import STATE_FORMAT, check_state
 from pl_dendrites.status import Status
+from pl_dendrites.training_loss import TrainingLoss
 
 __all__ = ["Persistence"]
 
@@ -30,6 +31,7 @@ class Persistence(Status):
     _correlation: CorrelationPhase | None
     _used: UsedLayers | None
     _score: Score
+    _loss: TrainingLoss
     _batches: int
     _counted: int
     _seed: int
@@ -52,6 +54,7 @@ class Persistence(Status):
             "best": self._best.state_dict(),
             "seed": self._seed,
             "score": self._score.state_dict(),
+            "loss": self._loss.state_dict(),
             "batches": self._batches,
             "counted": self._counted,
             "correlation": running,
@@ -82,6 +85,7 @@ class Persistence(Status):
         self.history = [dict(record) for record in state_dict["history"]]
         self._best.load_state_dict(state_dict["best"])
         self._score.load_state_dict(state_dict["score"])
+        self._loss.load_state_dict(state_dict["loss"])
         self._seed = state_dict["seed"]
         self._batches, self._counted = state_dict["batches"], state_dict["counted"]
 

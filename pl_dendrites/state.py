@@ -142,6 +142,7 @@ _STATE = _entries(
     best=_entries(weights=_maybe(_weights), path=_text),
     seed=_whole(0),
     score=_entries(source=_one_of("validation", "training", None), batches=_whole(-1)),
+    loss=_entries(sum=_number, count=_whole(0)),
     batches=_whole(0),
     counted=_whole(-1),
     correlation=_maybe(_CORRELATION),

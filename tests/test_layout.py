@@ -19,6 +19,7 @@ ORDER = [
     "ranks",
     "sharding",
     "score",
+    "training_loss",
     "correlation",
     "checkpoint",
     "history",

@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 __all__ = ["Decision", "PhaseMachine"]
 
+# Since the best score, so much of the training loss is gone: between the 0.10 of scikit-learn's digits, where dendrites
+# help, and the 0.49 of a small MLP on 7,000 images of MNIST, where they add parameters and little else.
+_OVERFIT = 0.2
+
 _Change = Literal["correlate", "prune", "integrate", "grow"]
 
 
@@ -45,6 +49,9 @@ class _State:
     epochs: int = 0  # of the present phase
     scores: list[float | None] = field(default_factory=list)  # all of the present base phase; None: not finite
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
+    loss: float | None = None  # on training data, in the last epoch of the present base phase
+    loss_at_best: float | None = None  # in the epoch of its best score
+    best_is_new: bool = False  # that epoch has not yet ended
     pruned: bool = False  # in this correlation phase candidates see their strongest inputs alone
     pending: _Change | None = None
     pending_reason: str = ""
@@ -72,6 +79,8 @@ class PhaseMachine:
         max_correlation_epochs: and after so many at the latest.
         max_tries: new sets tried after one that did not help.
         correlation: whether there are correlation phases; if not, each base phase follows the one before.
+        stop_on_overfit: whether training ends, rather than that dendrites are tried, where the network overfits: after
+            its best score the training loss fell by more than a fifth.
         sparse: whether candidates keep a part of their inputs: a correlation phase then has two stages, each of which
             ends when correlations no longer rise, the first after half of ``max_correlation_epochs`` at the latest.
         dendrites: dendrites per neuron that the network has already.
@@ -102,6 +111,7 @@ class PhaseMachine:
         max_tries: int = 1,
         correlation: bool = True,
         sparse: bool = False,
+        stop_on_overfit: bool = False,
         dendrites: int = 0,
     ) -> None:
         self._score_name = score_name
@@ -114,6 +124,7 @@ class PhaseMachine:
         self._max_correlation_epochs = max_correlation_epochs
         self._max_tries = max_tries
         self._sparse = sparse
+        self._stop_on_overfit = stop_on_overfit
         self._after_base: Literal["correlate", "grow"] = "correlate" if correlation else "grow"
         self._state = _State(dendrites=dendrites)
 
@@ -190,7 +201,7 @@ class PhaseMachine:
         if is_best:
             state.best, state.on_trial = score, False
         if finite and (state.phase_best is None or self._gain(score, state.phase_best) > 0):
-            state.phase_best = score
+            state.phase_best, state.best_is_new = score, True
         if finite and (state.reference is None or self._improves(score, state.reference)):
             state.reference, state.waited = score, 0
         else:
@@ -200,11 +211,12 @@ class PhaseMachine:
             return Decision("continue", reason, is_best)
         return self._end_base(f"no improvement in {state.waited} validations", is_best)
 
-    def end_epoch(self, rose: bool = False) -> Decision:
+    def end_epoch(self, rose: bool = False, loss: float | None = None) -> Decision:
         """Count a finished epoch.
 
         Args:
             rose: in a correlation phase, whether any correlation rose.
+            loss: in a base phase, the mean loss on training data, if it is known.
 
         Returns:
             The decision.
@@ -214,6 +226,10 @@ class PhaseMachine:
         """
         state = self._state
         state.epochs += 1
+        if state.phase == "base":
+            state.loss = loss
+            if state.best_is_new:
+                state.loss_at_best, state.best_is_new = loss, False
         if state.stop_reason or state.pending:
             return Decision("continue", "a decision is waiting" if state.pending else state.stop_reason)
         if state.phase == "base":
@@ -249,7 +265,7 @@ class PhaseMachine:
         if state.pending != "correlate":
             state.phase, state.on_trial = "base", True
             state.dendrites += 1
-            state.phase_best = state.reference = None
+            self._forget_phase()
         state.epochs = state.waited = 0
         state.scores = []
         state.pending, state.pending_reason = None, ""
@@ -268,7 +284,7 @@ class PhaseMachine:
         state = self._state
         state.dendrites -= state.on_trial
         state.phase, state.on_trial, state.pruned = "base", False, False
-        state.phase_best = state.reference = None
+        self._forget_phase()
         state.epochs = state.waited = 0
         state.scores = []
         state.pending, state.pending_reason = None, ""
@@ -299,6 +315,11 @@ class PhaseMachine:
         loaded.scores = list(loaded.scores)
         self._state = loaded
 
+    def _forget_phase(self) -> None:
+        state = self._state
+        state.phase_best = state.reference = state.loss = state.loss_at_best = None
+        state.best_is_new = False
+
     def _gain(self, score: float, other: float) -> float:
         return self._sign * (score - other)
 
@@ -316,6 +337,11 @@ class PhaseMachine:
         state = self._state
         if state.best is None:
             raise ValueError(f"the first base phase is over and {self._score_name!r} was never finite")
+        overfit = self._overfit()
+        if overfit:
+            why = f"{why}; {overfit}"
+            if self._stop_on_overfit:
+                return self._halt(why, is_best)
         if state.on_trial:
             state.failures += 1
             if state.failures > self._max_tries:
@@ -328,6 +354,12 @@ class PhaseMachine:
             return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
         return self._switch(self._after_base, why, is_best)
 
+    def _overfit(self) -> str:
+        before, after = self._state.loss_at_best, self._state.loss
+        if before is None or after is None or before - after <= _OVERFIT * abs(before):
+            return ""
+        return f"it overfits: since its best score the training loss fell from {before:.4g} to {after:.4g}"
+
     def _switch(self, kind: _Change, reason: str, is_best: bool = False) -> Decision:
         self._state.pending, self._state.pending_reason = kind, reason
         return Decision(kind, reason, is_best)
@@ -339,9 +371,12 @@ class PhaseMachine:
 
 def _impossible(state: _State) -> list[str]:
     checks = {
-        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned")},
+        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new")},
         **{name: _is_count(getattr(state, name)) for name in ("cycle", "dendrites", "failures", "epochs", "waited")},
-        **{name: _is_score(getattr(state, name)) for name in ("best", "phase_best", "reference")},
+        **{
+            name: _is_score(getattr(state, name))
+            for name in ("best", "phase_best", "reference", "loss", "loss_at_best")
+        },
         **{name: isinstance(getattr(state, name), str) for name in ("phase", "pending_reason", "stop_reason")},
         "pending": isinstance(state.pending, str | None),
         "scores": isinstance(state.scores, list) and all(_is_score(score) for score in state.scores),

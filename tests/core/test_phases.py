@@ -394,3 +394,29 @@ def test_scores_of_the_present_base_phase_are_kept_in_order() -> None:
     machine.step(0.75)
     assert machine.scores == [None, 0.75]
     assert state["scores"] == [None]
+
+
+@pytest.mark.parametrize(("loss", "overfits"), [(2.9, False), (2.1, True)])
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_training_loss_that_falls_where_scores_do_not_rise_is_said_and_can_end_training(
+    loss: float, overfits: bool, stop: bool
+) -> None:
+    machine = PhaseMachine("max", patience=2, max_dendrites=1, stop_on_overfit=stop)
+    for score, of_epoch in ((0.5, 5.0), (0.6, 3.0), (0.6, loss)):
+        assert machine.step(score).kind == machine.end_epoch(loss=of_epoch).kind == "continue"
+    decision = machine.step(0.6)
+    assert decision.kind == ("stop" if stop and overfits else "correlate")
+    said = "it overfits: since its best score the training loss fell from 3 to 2.1"
+    assert (said in decision.reason) == overfits
+
+
+def test_the_loss_of_another_phase_or_none_at_all_says_nothing_of_overfitting() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=1, max_dendrites=2, stop_on_overfit=True)
+    machine.step(0.5)
+    machine.end_epoch(loss=4.0)
+    machine.step(0.4)
+    machine.end_epoch(loss=None)
+    grow(machine)
+    machine.step(0.6)
+    machine.end_epoch(loss=1.0)
+    assert machine.step(0.6).kind == "correlate"
