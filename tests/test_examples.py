@@ -133,6 +133,25 @@ def test_the_benchmark_of_quality_has_its_controls_and_goes_on_where_it_stopped(
     assert (tmp_path / "out" / "digits.png").stat().st_size > 10_000
 
 
+@pytest.mark.timeout(300)
+def test_the_benchmark_of_speed_measures_steps_and_memory(tmp_path: Path) -> None:
+    options = ["--networks", "mlp-letters", "--parts", "steps", "memory", "--repeats", "1", "--out", "out"]
+    shown = run(Path("benchmarks/speed.py"), *options, cwd=tmp_path)
+    found = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert {(row["step"], row["dendrites"], row["pool"]) for row in found["Steps"]} >= {
+        ("base", 3, 0),
+        ("correlation", 0, 4),
+        ("gradient", 3, 0),
+        ("inference", 3, 0),
+    }
+    # What is allocated does not depend on the machine's load.
+    (three,) = [row for row in found["Peak memory"] if (row["step"], row["dendrites"]) == ("base", 3)]
+    assert 0.8 * three["needed"] < three["peak"] <= 1.1 * three["needed"]
+    assert "| mlp-letters | base | 3 |" in shown
+    assert "| mlp-letters | base | 3 |" in (tmp_path / "out" / "speed.md").read_text()
+    assert "<svg" in (tmp_path / "out" / "steps.svg").read_text()
+
+
 @pytest.mark.slow
 def test_two_spirals_are_solved_by_one_neuron(tmp_path: Path) -> None:
     shown = run(Path("two_spirals.py"), "--seeds", "10", "--picture", "regions.png", cwd=tmp_path)
