@@ -46,7 +46,7 @@ class TrainingLoss:
 
     def state_dict(self) -> dict[str, float]:
         """Of the running epoch, as plain values."""
-        return {"sum": float(self._sum), "count": self._count}
+        return {"sum": self._sum.item() if isinstance(self._sum, Tensor) else self._sum, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""

@@ -150,7 +150,7 @@ def try_layer(name: str, named: bool = False) -> str:
     assert list(network.integrate()) == ["layer"]
     assert all(torch.equal(*pair) for pair in zip(before, call(layer, doubled), strict=True)), "integrating"
     with torch.no_grad():
-        network.layers["layer"].weights[0].fill_(0.5)
+        network.layers["layer"][0].weights[0].fill_(0.5)
     assert not torch.allclose(before[0], call(layer, doubled)[0]), "a dendrite"
     return "works"
 

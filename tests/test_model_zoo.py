@@ -172,8 +172,9 @@ def test_dendrites_change_the_output_in_inference_as_they_do_in_training(grown: 
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Dendrites):
-                for weight in module.weights:
-                    weight.fill_(0.5)
+                for stack in module:
+                    for weight in stack.weights:
+                        weight.fill_(0.5)
     inference, slow = grown.outputs(model), call(model, grown.batch)
     for one, other in zip(inference, slow, strict=True):
         torch.testing.assert_close(one, other.detach())

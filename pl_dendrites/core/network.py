@@ -23,6 +23,7 @@ from pl_dendrites.core.hosts import (
     take_off,
 )
 from pl_dendrites.core.stack import Form
+from pl_dendrites.core.stacked import inputs_of
 from pl_dendrites.core.targets import Predicate, select_targets
 from pl_dendrites.core.used import UsedLayers
 from pl_dendrites.core.worth import Offer, choose_neurons, worth_of
@@ -168,10 +169,7 @@ class DendriticNetwork:
         for name in names:
             layer = self._hosts[name]
             dendrites = dendrites_of(layer)
-            candidates = dendrites.start(layer, pool, generator)
-            kept = (state or {}).get(name, {}).get("nodes.inputs")
-            if kept is not None:
-                candidates.keep_strongest(layer, kept.shape[-1])
+            dendrites.start(layer, pool, generator)
         self._freeze = Freeze(self.model, trainable)
         if state is not None:
             try:
@@ -345,7 +343,7 @@ class DendriticNetwork:
             state: from :meth:`candidate_state`.
 
         Raises:
-            ValueError: if the layers differ.
+            ValueError: if the layers differ, or sparse candidates see inputs that there are not.
             RuntimeError: if shapes differ.
         """
         pools = self.candidates
@@ -354,7 +352,18 @@ class DendriticNetwork:
                 f"the saved candidates belong to other layers: saved {sorted(state)}, there are {sorted(pools)}"
             )
         for name, pool in pools.items():
+            inputs = state[name].get("nodes.inputs")
+            if inputs is not None:
+                self._take_inputs(name, pool, inputs)
             pool.load_state_dict(dict(state[name]))
+
+    def _take_inputs(self, name: str, pool: Candidates, inputs: Tensor) -> None:
+        layer = self._hosts[name]
+        there = inputs_of(layer)
+        if inputs.is_floating_point() or (inputs.numel() and (int(inputs.min()) < 0 or int(inputs.max()) >= there)):
+            raise ValueError(f"the saved candidates of '{name}' see others than its {there} inputs")
+        if pool.fan_in is None:
+            pool.keep_strongest(layer, inputs.shape[-1] if inputs.ndim else 0)
 
 
 def attach(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pl_dendrites.core.functional import flat_nested, like_nested, unstack_nodes
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 
-__all__ = ["STACKED", "Stacked", "like", "pick", "run_like"]
+__all__ = ["STACKED", "Stacked", "inputs_of", "like", "pick", "run_like"]
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_Transposed)
@@ -86,9 +86,7 @@ class Stacked(LayerKind):
         return dict(self._make(layer, count, torch.device("meta")).state_dict())
 
     def _make(self, layer: nn.Module, count: int, device: torch.device) -> nn.Module:
-        inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-        assert isinstance(inputs, int)
-        return like(layer, inputs, count * self.neurons, self.groups, device)
+        return like(layer, inputs_of(layer), count * self.neurons, self.groups, device)
 
     @torch.no_grad()
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -167,6 +165,20 @@ class Stacked(LayerKind):
         # (count, C, *rest)
         values: Tensor = self._by_group(nodes, name).transpose(0, 1).flatten(1, 2)
         return values
+
+
+def inputs_of(layer: nn.Module) -> int:
+    """How many inputs a layer has, features or channels, those of all groups; none if it is of another type.
+
+    Example:
+        >>> inputs_of(nn.Conv2d(4, 8, 3, groups=2)), inputs_of(nn.GRU(4, 8))
+        (4, 0)
+    """
+    if not isinstance(layer, STACKED):
+        return 0
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    assert isinstance(inputs, int)
+    return inputs
 
 
 def like(layer: nn.Module, inputs: int, outputs: int, groups: int, device: torch.device) -> nn.Module:

@@ -20,6 +20,7 @@ from pl_dendrites.core.dendrites import Dendrites
 from pl_dendrites.core.functional import ACTIVATIONS, local
 from pl_dendrites.core.layers import kind_of, narrowed
 from pl_dendrites.core.stack import Form
+from pl_dendrites.core.stacked import inputs_of
 from pl_dendrites.core.targets import reasons_against
 
 __all__ = ["LayerStructure", "is_constant_key", "is_dendrite_key", "read_structure"]
@@ -210,14 +211,8 @@ def _read_stack(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
     if chosen is not None and sorted(set(numbers := _numbers(values, "neurons", every))) != numbers:
         raise _Misfit("neurons must be ascending")
     if fan_in is not None:
-        _numbers(values, "nodes.inputs", _inputs(layer))
+        _numbers(values, "nodes.inputs", inputs_of(layer))
     return Form(count, list(ACTIVATIONS)[activation], bool(live), fan_in, chosen)
-
-
-def _inputs(layer: nn.Module) -> int:
-    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    assert isinstance(inputs, int)
-    return inputs
 
 
 def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:

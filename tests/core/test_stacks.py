@@ -210,6 +210,23 @@ def test_candidates_that_are_sparse_stay_so_in_a_saved_state() -> None:
     assert layer.dendrites.forms == [Form(1, fan_in=2)]
 
 
+@pytest.mark.parametrize(
+    "inputs", [torch.full((6, 2), 6), torch.full((6, 2), -1), torch.zeros(6, 2), torch.tensor(1)], ids=str
+)
+def test_saved_candidates_whose_inputs_are_not_there_are_refused_and_leave_no_trace(inputs: Tensor) -> None:
+    layer = nn.Linear(6, 3)
+    network = attach(layer, fan_in=2)
+    network.start_candidates(2)
+    network.keep_strongest()
+    state = network.candidate_state()
+    network.discard()
+    state[""]["nodes.inputs"] = inputs
+    with pytest.raises(ValueError, match="inputs"):
+        network.start_candidates(2, state=state)
+    assert network.candidates == {}
+    assert all(p.requires_grad for p in layer.parameters())
+
+
 @pytest.mark.parametrize("forms", MIXTURES.values(), ids=MIXTURES)
 def test_every_mixture_is_saved_loaded_copied_and_taken_off(forms: list[Form]) -> None:
     layer = make_layer(lambda: nn.Linear(5, 3), forms)

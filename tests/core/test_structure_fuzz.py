@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pl_dendrites.core import attach, restore_structure
+from pl_dendrites.core import Form, attach, restore_structure
 from pl_dendrites.core.structure import is_dendrite_key
-from tests.core.helpers import grow
+from tests.core.helpers import grow, randomise
 
 State = dict[Any, Any]
 PARTS = (
@@ -58,10 +58,29 @@ def grown(conv: int, block: int, head: int, activation: str) -> Net:
     return model
 
 
+def mixed() -> Net:
+    """A model whose layers have stacks of all kinds."""
+    model = Net()
+    attach(model)
+    forms = {
+        model.conv: [Form(1, fan_in=1, neurons=2), Form(2)],
+        model.block[0]: [Form(1, "relu", neurons=3), Form(1, live=True)],
+        model.head: [Form(1), Form(2, fan_in=2), Form(1, "gelu", live=True, fan_in=1, neurons=2)],
+    }
+    for layer, wanted in forms.items():
+        layer.dendrites.reshape(layer, wanted)
+        randomise(layer.dendrites)
+        for stack in layer.dendrites:
+            if stack.form.fan_in:
+                stack.kind.initialise(stack.nodes) if stack.neurons is None else stack.nodes.inputs.zero_()
+    return model
+
+
 SOURCES = [
     grown(*sizes).state_dict()
     for sizes in [(1, 2, 0, "tanh"), (2, 1, 3, "relu"), (0, 0, 1, "gelu"), (3, 3, 3, "sigmoid"), (0, 0, 0, "tanh")]
 ]
+SOURCES += [mixed().state_dict()] * 3
 QUANTISED = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
 
 
@@ -337,3 +356,27 @@ def test_a_key_that_is_no_text_is_refused(key: Any, load: Callable[[nn.Module, S
     model = grown(0, 0, 0, "tanh")
     with pytest.raises(ValueError, match=f"a key is a {type(key).__name__}, not a text"):
         load(model, {**SOURCES[0], key: torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("1.nodes.inputs", torch.full((6, 2), 4), "nodes.inputs must hold integers below 4, got 4 to 4"),
+        ("1.nodes.inputs", torch.full((6, 2), -1), "nodes.inputs must hold integers below 4, got -1 to -1"),
+        ("1.nodes.inputs", torch.zeros(6, 2), "nodes.inputs must hold integers, got torch.float32"),
+        ("1.nodes.inputs", torch.zeros(6, 5, dtype=torch.int64), "has 4 inputs, and a dendrite cannot see 5"),
+        ("1.nodes.inputs", torch.zeros(6, 1, dtype=torch.int64), r"nodes.weight must have the shape \(6, 1\)"),
+        ("1.nodes.inputs", torch.zeros((), dtype=torch.int64), "incomplete"),
+        ("2.neurons", torch.tensor([1, 1]), "neurons must be ascending"),
+        ("2.neurons", torch.tensor([2, 0]), "neurons must be ascending"),
+        ("2.neurons", torch.tensor([0, 3]), "neurons must hold integers below 3, got 0 to 3"),
+        ("2.neurons", torch.tensor([0]), r"must have the shape \(1,"),
+        ("2.neurons", torch.tensor([0.0, 1.0]), "neurons must hold integers"),
+        ("1.code", torch.tensor([0, 7]), "code must hold integers below 4|code must end with 0 or 1"),
+        ("9.code", torch.tensor([0, 0]), "incomplete: there are the stacks"),
+        ("01.code", torch.tensor([0, 0]), "incomplete: there are the stacks"),
+    ],
+)
+def test_stacks_that_do_not_fit_are_refused_by_name(part: str, value: Any, says: str) -> None:
+    state = {**SOURCES[-1], f"head.dendrites.{part}": value}
+    assert re.search(f"'head': .*({says})", refusal(Net(), state))
