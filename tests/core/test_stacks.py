@@ -288,3 +288,10 @@ def test_grow_draws_other_inputs_for_each_node_and_leaves_random_numbers_alone()
     assert len({tuple(row.tolist()) for row in inputs}) > 3
     grow(conv, 1)
     assert conv.dendrites[0].nodes.layer.weight.shape == (6, 3, 3, 3)
+
+
+@pytest.mark.parametrize("forms", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 4), lambda: nn.Conv1d(5, 4, 2)], ids=["linear", "convolution"])
+def test_every_mixture_is_exported(make: Callable[[], nn.Module], forms: list[Form]) -> None:
+    layer, x = make_layer(make, forms).eval(), random_input((3, 5, 5))
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
