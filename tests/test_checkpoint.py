@@ -142,7 +142,7 @@ def test_a_checkpoint_from_before_the_callback_was_added_is_a_start(tmp_path: Pa
 def test_everything_in_a_checkpoint_is_tensors_and_plain_values(file: tuple[Path, Classifier]) -> None:
     state = torch.load(file[0], weights_only=True)["callbacks"]
     (ours,) = [value for key, value in state.items() if "DendriteCallback" in key]
-    assert ours["format"] == 2
+    assert ours["format"] == 3
     plain = (torch.Tensor, str, int, float, bool, type(None))
 
     def check(value: Any) -> None:
