@@ -72,7 +72,7 @@ class DendriteCallback(Persistence):
         max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
         max_tries: new sets tried after one that did not help, before training stops.
         stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: since its best score the
-            training loss fell by more than a fifth. The reason of the phase says so in any case.
+            training loss fell by more than a third. The reason of the phase says so in any case.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
         restart: start each base phase with optimizers and schedulers as they were when the fit began.
         dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network

@@ -115,6 +115,22 @@ def test_a_new_set_changes_no_output_and_then_learns() -> None:
     assert torch.equal(weights[0][1], weights[-1][1]), "what a dendrite has learned is frozen"
 
 
+def test_candidates_learn_on_with_the_inputs_that_they_keep() -> None:
+    dendrites = quick(max_dendrites=1, max_correlation_epochs=6, correlation_patience=6, fan_in=2)
+    seen: list[Any] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            pool = dendrites.network.candidates.get("net.0")
+            if pool is not None and pool.fan_in is not None:
+                seen.append((pool.nodes.inputs.clone(), pool.nodes.weight.detach().clone()))
+
+    fit(dendrites, callbacks=[Watch()])
+    assert torch.equal(seen[0][0], seen[-1][0])
+    assert not torch.equal(seen[0][1], seen[-1][1])
+    assert {form.fan_in for layer in dendrites.network.layers.values() for form in layer.forms} == {2}
+
+
 def test_candidates_learn_to_correlate() -> None:
     seen: list[float] = []
     dendrites = quick(max_dendrites=1, max_correlation_epochs=30, correlation_patience=30, correlation_min_delta=0.0)

@@ -396,7 +396,7 @@ def test_scores_of_the_present_base_phase_are_kept_in_order() -> None:
     assert state["scores"] == [None]
 
 
-@pytest.mark.parametrize(("loss", "overfits"), [(2.9, False), (2.1, True)])
+@pytest.mark.parametrize(("loss", "overfits"), [(2.9, False), (1.9, True)])
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_training_loss_that_falls_where_scores_do_not_rise_is_said_and_can_end_training(
     loss: float, overfits: bool, stop: bool
@@ -406,7 +406,7 @@ def test_a_training_loss_that_falls_where_scores_do_not_rise_is_said_and_can_end
         assert machine.step(score).kind == machine.end_epoch(loss=of_epoch).kind == "continue"
     decision = machine.step(0.6)
     assert decision.kind == ("stop" if stop and overfits else "correlate")
-    said = "it overfits: since its best score the training loss fell from 3 to 2.1"
+    said = "it overfits (training loss 3 to 1.9 since the best score)"
     assert (said in decision.reason) == overfits
 
 
@@ -420,3 +420,22 @@ def test_the_loss_of_another_phase_or_none_at_all_says_nothing_of_overfitting() 
     machine.step(0.6)
     machine.end_epoch(loss=1.0)
     assert machine.step(0.6).kind == "correlate"
+
+
+def test_candidates_that_are_to_be_sparse_have_a_stage_before_and_one_after() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=2, max_correlation_epochs=5, sparse=True)
+    decide(machine)
+    machine.commit()
+    stages = [machine.end_epoch(rose=True).kind for _ in range(3)]
+    assert stages == ["continue", "continue", "prune"], "the first stage has half of the epochs, rounded up"
+    assert machine.end_epoch(rose=True).kind == "continue", "until it is carried out it waits"
+    machine.commit()
+    assert (machine.phase, machine.cycle, machine.epochs, machine.dendrites) == ("correlation", 1, 4, 0)
+    assert machine.end_epoch(rose=True).kind == "integrate", "all epochs are over"
+    machine.commit()
+    decide(machine)
+    machine.commit()
+    for stage in ("prune", "integrate"):
+        assert [machine.end_epoch(rose=False).kind for _ in range(2)] == ["continue", stage]
+        machine.commit()
+    assert (machine.phase, machine.dendrites) == ("base", 1)

@@ -194,6 +194,20 @@ def test_layers_that_cannot_be_sparse_get_dense_dendrites() -> None:
     assert {name: d.forms for name, d in network.layers.items()} == {"rnn": [Form(1)], "head": [Form(1, fan_in=2)]}
 
 
+def test_correlations_of_sparse_candidates_rise_from_nothing() -> None:
+    """Less than when they saw everything, and a phase that compared them with that would be over at once."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 3), torch.randn(64, 6)
+    network = attach(layer, fan_in=1)
+    network.start_candidates(2)
+    for sparse in (False, True):
+        if sparse:
+            network.keep_strongest()
+        for rises in (True, False):
+            layer(x).sin().sum().backward()
+            assert network.correlation_rose(0.05) == rises
+
+
 def test_candidates_that_are_sparse_stay_so_in_a_saved_state() -> None:
     layer, x = nn.Linear(6, 3), torch.randn(8, 6)
     network = attach(layer, fan_in=2)
