@@ -54,7 +54,7 @@ class DendriteCallback(Persistence):
             then by gradient with the network. ``"gradient"``: by gradient alone, without correlation phases.
         candidates: candidates that compete for each neuron's next dendrite.
         candidate_batches: batches from whose gradients together candidates take one step. With one more than there are
-            candidates, a correlation step communicates no more than a base step, in the mean.
+            candidates, several processes communicate about what they do in a base step, or less, in the mean.
         fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
             correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
             with inputs drawn at random. ``None``: all. Recurrent layers and modules of one's own keep all inputs.

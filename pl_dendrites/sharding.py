@@ -299,10 +299,12 @@ def scatter_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
         weights: of the same model, with any number of dendrites; in processes but the first, shards are not read.
     """
     for name, layer, dendrites in _layers(module):
-        path = f"{name}.dendrites.0." if name else "dendrites.0."
-        count = sum(key.startswith(f"{path}weights.") for key in weights)
-        activation = list(ACTIVATIONS)[int(weights[f"{path}code"][0])] if count else ""
-        dendrites.reshape(layer, [Form(count, activation)] if count else [])
+        path, forms = f"{name}.dendrites." if name else "dendrites.", list[Form]()
+        while f"{path}{len(forms)}.code" in weights:
+            stack = f"{path}{len(forms)}."
+            count = sum(key.startswith(f"{stack}weights.") for key in weights)
+            forms.append(Form(count, list(ACTIVATIONS)[int(weights[f"{stack}code"][0])]))
+        dendrites.reshape(layer, forms)
     _shard(module)
     for key, value in module.state_dict().items():
         given = weights[key]

@@ -16,7 +16,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pl_dendrites import load_from_checkpoint
-from pl_dendrites.core import attach
+from pl_dendrites.core import Form, attach
+from pl_dendrites.sharding import scatter_weights
 from tests.models import QUIET, loaders, quick, same_bits
 from tests.sharded import SETTINGS, Linears, fit, strategy
 from tests.test_ddp import assert_close, difference
@@ -204,3 +205,16 @@ def test_saving_after_an_exception(tmp_path: Path, alone: dict[str, Any]) -> Non
     callbacks = [quick(), OnExceptionCheckpoint(tmp_path)]
     with pytest.raises(MisconfigurationException, match=r"OnExceptionCheckpoint cannot save.*ModelCheckpoint"):
         L.Trainer(callbacks=callbacks, **(alone | {"enable_checkpointing": True})).fit(Linears(), *loaders())
+
+
+def test_every_stack_of_dendrites_comes_back() -> None:
+    """Sets of another activation, from an earlier fit, are a stack of their own; sharding itself plays no part here."""
+    one, other = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))
+    network = attach(one)
+    network.grow(["0"])
+    network.set_next("relu")
+    network.grow(["0"])
+    attach(other)
+    scatter_weights(other, one.state_dict())
+    assert other[0].dendrites.forms == one[0].dendrites.forms == [Form(1, "tanh"), Form(1, "relu")]
+    assert same_bits(other.state_dict(), one.state_dict())

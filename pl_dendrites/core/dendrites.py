@@ -104,7 +104,8 @@ class Dendrites(nn.ModuleList):
         for stack in self:
             outputs = stack(inputs, own, seen)
             total = stack.add_to(total, outputs)
-            seen = [*seen, *stack.for_all(outputs, own)]
+            if candidates is not None or stack is not self[-1]:  # else nobody looks
+                seen = [*seen, *stack.for_all(outputs, own)]
         if candidates is not None:
             watched, observe = candidates.watched(inputs, total, [output.detach() for output in seen])
             total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
