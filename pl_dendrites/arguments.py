@@ -136,7 +136,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     check("share", share == 1 or not by_gradient, "1 with learning='gradient', which knows no worth", share)
     check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
-    for name in ("stop_on_overfit", "restart", "verbose"):
+    for name in ("skip_validation", "stop_on_overfit", "restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
 
 

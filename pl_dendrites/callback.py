@@ -70,6 +70,8 @@ class DendriteCallback(Persistence):
             ``correlation_min_delta``.
         correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
         max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
+        skip_validation: do not validate in correlation phases, in which the network stands still and its scores with
+            it. What other callbacks do when a validation ends, saving checkpoints above all, is skipped too.
         max_tries: new sets tried after one that did not help, before training stops.
         stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: since its best score the
             training loss fell by more than a third. The reason of the phase says so in any case.
@@ -131,6 +133,7 @@ class DendriteCallback(Persistence):
         correlation_patience: int = 5,
         correlation_min_delta: float = 0.05,
         max_correlation_epochs: int = 40,
+        skip_validation: bool = False,
         max_tries: int = 1,
         stop_on_overfit: bool = False,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
@@ -153,7 +156,12 @@ class DendriteCallback(Persistence):
         }
         self._pool, self._max_dendrites = candidates, max_dendrites
         self._correlation_min_delta = correlation_min_delta
-        self._candidates: dict[str, Any] = {"pool": candidates, "batches": candidate_batches, "optimizer": optimizer}
+        self._candidates: dict[str, Any] = {
+            "pool": candidates,
+            "batches": candidate_batches,
+            "optimizer": optimizer,
+            "validate": not skip_validation,
+        }
         self._restart, self._verbose, self._dirpath = restart, verbose, dirpath
         self._shown = shown_settings(arguments, DendriteCallback)
         self._machine_settings = machine_settings(arguments)

@@ -43,6 +43,7 @@ class CorrelationPhase:
         batches: steps of the model's optimizer in whose place the candidates take one, with all their gradients; the
             last batch of an epoch leaves none for the next.
         optimizer: makes their optimizer; ``None``: Adam with learning rate 0.01.
+        validate: whether the Trainer goes on to validate.
         resumed: a :meth:`state_dict` to go on from; ``None``: a new phase.
     """
 
@@ -55,6 +56,7 @@ class CorrelationPhase:
         seed: int,
         batches: int = 1,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        validate: bool = True,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
         reshard(network.model)
@@ -73,7 +75,7 @@ class CorrelationPhase:
         except BaseException:
             network.discard()
             raise
-        self._host = StandStill(trainer)
+        self._host = StandStill(trainer, validate)
         self._ranks = Ranks(trainer)
         self._joint: JointLearning | None = None
         if self._ranks.count > 1:

@@ -330,15 +330,19 @@ class StandStill:
 
     Args:
         trainer: the Trainer.
+        validate: whether it goes on to validate.
 
     Attributes:
         stepped: an optimizer would have stepped since this was last set to false.
         toggled: the optimizer whose turn it is by the model's ``toggle_optimizer``; ``None``: every one's.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: pl.Trainer, validate: bool = True) -> None:
         self.stepped = False
         self.toggled: Optimizer | None = None
+        self._loop = trainer.fit_loop.epoch_loop
+        if not validate:
+            self._loop._should_check_val_fx = _never  # type: ignore[method-assign]
         self._module, self._strategy, self._released = trainer.lightning_module, trainer.strategy, False
         unwrap(trainer)
         self._settings = OptimizerSettings(trainer)
@@ -383,6 +387,7 @@ class StandStill:
             return
         self._released = True
         self.hold()
+        self._loop.__dict__.pop("_should_check_val_fx", None)
         self._strategy.__dict__.pop("optimizer_step", None)
         self._module.__dict__.pop("toggle_optimizer", None)
         self._module.__dict__.pop("untoggle_optimizer", None)
@@ -395,3 +400,7 @@ class StandStill:
 
 def _do_nothing(*_: Any, **__: Any) -> None:
     return None
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False

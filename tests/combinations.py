@@ -217,6 +217,9 @@ COMBINATIONS = {
         trainer={"val_check_interval": 6, "check_val_every_n_epoch": None}, callback={"base_epochs": 4}
     ),
     "sparse validation": Combination(trainer={"check_val_every_n_epoch": 2}, callback={"base_epochs": 4}),
+    "no validation in correlation phases": Combination(
+        plateau, {"val_check_interval": 0.5}, {"skip_validation": True, "base_epochs": 3}
+    ),
     "several validation loaders": Combination(data=two_validations, callback={"monitor": "val_loss/dataloader_idx_1"}),
     "no sanity check": Combination(trainer={"num_sanity_val_steps": 0}),
     "limited batches": Combination(trainer={"limit_train_batches": 3, "limit_val_batches": 2}),

@@ -207,6 +207,7 @@ INTEGERS_FROM_1 = ["candidates", "candidate_batches", "patience", "base_epochs",
 INTEGERS_FROM_1 += ["max_correlation_epochs"]
 INTEGERS_FROM_0 = ["max_dendrites", "max_tries"]
 NUMBERS = ["min_delta", "correlation_min_delta"]
+BOOLEANS = ["skip_validation", "stop_on_overfit", "restart", "verbose"]
 NAN, INF = float("nan"), float("inf")
 ARGUMENTS = [
     *[
@@ -225,7 +226,11 @@ ARGUMENTS = [
     *[("exclude", value, "a list of names or patterns") for value in ("net.*", [None], None)],
     *[("monitor", value, "the name of a metric") for value in ("", None, 3, ["val_loss"])],
     *[("optimizer", value, "a callable") for value in ("Adam", 0.01)],
-    *[(name, value, "true or false") for name in ("restart", "verbose") for value in ("no", None, 1)],
+    *[
+        (name, value, "true or false")
+        for name in ("skip_validation", "restart", "verbose")
+        for value in ("no", None, 1)
+    ],
     *[("dirpath", value, "a path") for value in (3, True, "")],
 ]
 

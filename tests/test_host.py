@@ -65,7 +65,10 @@ def test_stand_still_alone() -> None:
     before = vars(trainer.strategy).keys() - {"lr_scheduler_configs"}
     attributes = vars(model).keys()
     configs = trainer.strategy.lr_scheduler_configs = [scheduler]
-    still = host.StandStill(trainer)
+    loop = trainer.fit_loop.epoch_loop
+    of_loop = set(vars(loop))
+    still = host.StandStill(trainer, validate=False)
+    assert not loop._should_check_val_fx(None)
     assert trainer.strategy.lr_scheduler_configs == []
     assert still.scheduler_states() == [scheduler.scheduler.state_dict()]
     assert not still.stepped
@@ -78,5 +81,6 @@ def test_stand_still_alone() -> None:
         assert trainer.strategy.lr_scheduler_configs is configs
         assert vars(trainer.strategy).keys() - {"lr_scheduler_configs"} == before
         assert vars(model).keys() == attributes
+        assert set(vars(loop)) == of_loop
         assert not optimizer._optimizer_step_pre_hooks
         assert "_run_early_stopping_check" not in vars(stopper)

@@ -139,3 +139,44 @@ def test_a_buffer_that_moves_with_every_forward_comes_back() -> None:
     for phase in watched(lambda _, model: bits(model), model, limit_val_batches=1):
         training = [seen["net.5.calls"].item() for seen in phase]
         assert max(training) - min(training) <= 1  # validation counts too: its calls are the user's
+
+
+class Validations(Callback):
+    """The phase of each epoch, and of each validation."""
+
+    def __init__(self, dendrites: DendriteCallback) -> None:
+        self.dendrites = dendrites
+        self.epochs, self.validations = list[str](), list[str]()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *batch: Any) -> None:
+        if batch[-1] == 0:
+            self.epochs.append(self.dendrites.phase)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.validations.append(self.dendrites.phase)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"val_check_interval": 0.5}, {"val_check_interval": 4, "check_val_every_n_epoch": None}],
+    ids=["each epoch", "twice an epoch", "by batches"],
+)
+@pytest.mark.parametrize("monitor", ["val_loss", "train_loss"])
+def test_nothing_but_time_is_lost_without_validations_of_a_network_that_stands_still(
+    settings: dict[str, Any], monitor: str
+) -> None:
+    seen, runs = {}, {}
+    for skip in (False, True):
+        dendrites, model = quick(monitor, skip_validation=skip), classifier()
+        seen[skip] = watch = Validations(dendrites)
+        trainer = L.Trainer(max_epochs=-1, callbacks=[dendrites, watch], **(QUIET | settings))
+        trainer.fit(model, *loaders())
+        runs[skip] = dendrites.history, bits(model), trainer.validate(model, loaders()[1], verbose=False)
+    often = 2 if settings.get("val_check_interval") == 0.5 else 1
+    assert seen[True].epochs == seen[False].epochs == ["base"] * 2 + (["correlation"] * 2 + ["base"] * 2) * 2
+    assert len(seen[False].validations) == often * len(seen[False].epochs)
+    assert seen[True].validations == ["base"] * often * 6
+    assert runs[True][0] == runs[False][0]
+    assert same_bits(runs[True][1], runs[False][1])
+    assert runs[True][2] == runs[False][2]
