@@ -121,7 +121,7 @@ def test_the_benchmark_of_quality_has_its_controls_and_goes_on_where_it_stopped(
         if len(cells) > 5
     }
     for name in ("gradient", "learning=hybrid, activation=relu"):
-        _, _, error, parameters, epochs, _, dendrites, same, wider, _ = rows[name]
+        _, _, error, parameters, epochs, _, dendrites, same, wider, _, _ = rows[name]
         assert (parameters, dendrites) == ("1,238", "1.0")
         for control in (same, wider):
             result, ratio = re.fullmatch(r"([\d.]+) \(x ([\d.]+), [01] of 1\)", control).groups()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,30 @@ def shown(cell: dict[str, Any]) -> str:
     return f"{cell['result']:.3g}{spread}"
 
 
+def as_good(result: float, plain: Sequence[tuple[float, float]]) -> float | None:
+    """About how many parameters a plain network needs for a result, between those that were trained.
+
+    Args:
+        result: smaller is better.
+        plain: parameters and results of plain networks.
+
+    Returns:
+        ``None`` if none of them is as good; of the smallest one, its own, if that is.
+
+    Example:
+        >>> round(as_good(6.0, [(100, 8.0), (400, 4.0), (200, 9.0)]))
+        200
+        >>> as_good(3.0, [(100, 8.0), (400, 4.0)]), as_good(9.0, [(100, 8.0), (400, 4.0)])
+        (None, 100)
+    """
+    frontier = [point for point in sorted(plain) if all(point[1] < one[1] for one in plain if one < point)]
+    reach = next((place for place, (_, best) in enumerate(frontier) if best <= result), None)
+    if not reach:
+        return frontier[0][0] if reach == 0 else None
+    (few, bad), (many, good) = frontier[reach - 1 : reach + 1]
+    return few * (many / few) ** ((bad - result) / (bad - good))
+
+
 class Table:
     """Of one task.
 
@@ -53,7 +77,9 @@ class Table:
     ) -> None:
         self.name, self.task = name, TASKS[name]
         self._records, self._as_wide, self._seeds = records, as_wide, range(seeds)
-        self.rows = [*self._plain(), *(row for row in map(self._grown, rows) if row)]
+        plain = self._plain()
+        self._points = [(row["parameters"], row["result"]) for row in plain if row["kind"] == "restarted"]
+        self.rows = [*plain, *(row for row in map(self._grown, rows) if row)]
 
     def _plain(self) -> list[dict[str, Any]]:
         widths = sorted({width for width in range(1, 4097) if (self.name, plain_row(width), 0) in self._records})
@@ -84,6 +110,7 @@ class Table:
             return None
         found = {"row": row, "kind": "grown", **summary(runs)}
         found["dendrites"] = statistics.mean(run["dendrites"] for run in runs)
+        found["as good"] = as_good(found["result"], self._points)
         for name, controls in (("same network", same), ("as many parameters", wider)):
             control = summary(controls)
             ratio = found["result"] / control["result"] if control["result"] else None
@@ -95,10 +122,11 @@ class Table:
         lines = [
             f"## {self.name}\n",
             f"{UNITS[self.task.metric]}; mean ± sample standard deviation over the seeds. Behind a control: what the"
-            " dendrites have, as a multiple of it, and the seeds in which they have less.\n",
+            " dendrites have, as a multiple of it, and the seeds in which they have less. Last, about the parameters of"
+            " a plain network that is as good.\n",
             "| network | result | parameters | epochs | seconds | dendrites | same network, restarted"
-            " | as many parameters, restarted |",
-            "|---|---|---|---|---|---|---|---|",
+            " | as many parameters, restarted | plain, as good |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in self.rows:
             cells = [row["row"], shown(row), *(f"{row[key]:,.0f}" for key in ("parameters", "epochs", "seconds"))]
@@ -107,6 +135,8 @@ class Table:
                 control = row.get(name)
                 ratio = "" if not control or control["ratio"] is None else f"x {control['ratio']:.2f}, "
                 cells.append(f"{shown(control)} ({ratio}{control['better in']} of {row['runs']})" if control else "")
+            equal = row.get("as good", "")
+            cells.append("none is" if equal is None else equal and f"{equal:,.0f}")
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
