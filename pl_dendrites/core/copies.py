@@ -158,10 +158,9 @@ class Copies(LayerKind):
             outputs.append(self._pick(node(*args, **kwargs)))
         return torch.stack(outputs)
 
-    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+    def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.take`."""
         assert isinstance(nodes, nn.ModuleList)
-        assert neurons is None
         values: dict[str, Tensor] = nodes[choice if isinstance(choice, int) else int(choice[0])].state_dict()
         return values
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core.candidates import Candidates
-from pl_dendrites.core.functional import CorrelationRule
-from pl_dendrites.core.kinds import Inputs
+from pl_dendrites.core.functional import UNBOUNDED, CorrelationRule
+from pl_dendrites.core.kinds import Inputs, scaled
 from pl_dendrites.core.layers import kind_of
 from pl_dendrites.core.stack import Form, Stack
 
@@ -166,6 +166,9 @@ class Dendrites(nn.ModuleList):
         network's output does not change, but for the rounding of a larger matrix product where there were dendrites
         before.
 
+        The covariance makes the outputs of ReLU and GELU ever larger, and no learning rate suits the weights of such
+        outputs. Where their standard deviation is above 1, the node is divided by it; it is 1 then, of a GELU about 1.
+
         Args:
             layer: the layer that the dendrites belong to.
             neurons: which neurons get a dendrite, ascending; ``None``: all.
@@ -185,11 +188,14 @@ class Dendrites(nn.ModuleList):
             neurons = None
         form = replace(self.next, fan_in=pool.fan_in, neurons=None if neurons is None else len(neurons))
         stack = self._one_more(layer, form)
-        stack.kind.put(stack.nodes, stack.count - 1, pool.kind.take(pool.nodes, best, neurons))
-        links = pool.links[best, :, every].T
+        values, links = pool.kind.take(pool.nodes, best), pool.links[best, :, every].T
+        if pool.kind.scalable and pool.activation in UNBOUNDED:
+            factor = 1 / pool.growth()[best, every]
+            values, links = scaled(values, factor), links * factor
         if stack.neurons is not None and neurons is not None:
             stack.neurons.copy_(neurons)
-            links = links[:, neurons]
+            values, links = {name: value[neurons] for name, value in values.items()}, links[:, neurons]
+        stack.kind.put(stack.nodes, stack.count - 1, values)
         stack.links[stack.links_of(stack.count - 1)] = links
         self.set_candidates(None)
         return correlation[best, every]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "ACTIVATIONS",
+    "UNBOUNDED",
     "CorrelationRule",
     "Moments",
     "batch_moments",
@@ -40,6 +41,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": F.gelu,
 }
+# Of these the covariance makes outputs ever larger, so that their size says nothing.
+UNBOUNDED = ("relu", "gelu")
 
 
 def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:

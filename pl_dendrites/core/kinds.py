@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "LayerKind", "weight_of"]
+__all__ = ["Inputs", "LayerKind", "scaled", "weight_of"]
 
 
 class Inputs(NamedTuple):
@@ -36,6 +36,7 @@ class LayerKind(ABC):
             for none.
         choosable: whether a set may have nodes for some of the neurons alone.
         inputs: how many inputs each neuron sees; ``None`` where nodes cannot do with a part of them.
+        scalable: whether a node whose parameters are all multiplied puts out as many times what it did.
         stateful: whether :meth:`before` has something to do.
     """
 
@@ -44,6 +45,7 @@ class LayerKind(ABC):
     separable: bool
     choosable: bool = False
     inputs: int | None = None
+    scalable: bool = False
     stateful: bool = False
 
     def before(self, layer: nn.Module, inputs: Inputs) -> Inputs:
@@ -102,14 +104,13 @@ class LayerKind(ABC):
         """
 
     @abstractmethod
-    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+    def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:
         """One node of each neuron, as values that :meth:`put` takes.
 
         Args:
             nodes: the set that is read.
             choice: which of its nodes the neurons take: a number for all, or shape ``(C,)``; where neurons are not
                 separable, all the same.
-            neurons: which neurons are wanted; ``None``: all.
         """
 
     @abstractmethod
@@ -159,3 +160,21 @@ def weight_of(layer: nn.Module) -> Tensor:
     if isinstance(weight, Tensor):
         return weight
     return next(parameter for parameter in layer.parameters() if parameter.is_floating_point())
+
+
+def scaled(values: dict[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """A node of each neuron whose potential is multiplied by a factor.
+
+    Args:
+        values: from :meth:`LayerKind.take` of a kind that is scalable.
+        factors: shape ``(C,)``.
+
+    Example:
+        >>> scaled({"weight": torch.ones(2, 3), "inputs": torch.tensor([4, 5])}, torch.tensor([0.5, 2.0]))["weight"]
+        tensor([[0.5000, 0.5000, 0.5000],
+                [2.0000, 2.0000, 2.0000]])
+    """
+    weights = {name: value for name, value in values.items() if value.is_floating_point()}
+    return values | {
+        name: value * factors.to(value.dtype).view(-1, *[1] * (value.ndim - 1)) for name, value in weights.items()
+    }

@@ -109,7 +109,7 @@ class Sparse(LayerKind):
         (torch.Size([2, 7, 3]), 15)
     """
 
-    separable = choosable = True
+    separable = choosable = scalable = True
     neurons: int
     inputs: int
 
@@ -188,9 +188,9 @@ class Sparse(LayerKind):
         }
 
     @torch.no_grad()
-    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+    def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.take`."""
-        return {name: pick(value, choice, neurons) for name, value in self._by_neuron(nodes).items()}
+        return {name: pick(value, choice) for name, value in self._by_neuron(nodes).items()}
 
     @torch.no_grad()
     def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:

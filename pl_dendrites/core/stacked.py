@@ -47,7 +47,7 @@ class Stacked(LayerKind):
         Linear(in_features=5, out_features=6, bias=True)
     """
 
-    separable = True
+    separable = scalable = True
     neurons: int
     inputs: int
 
@@ -131,7 +131,7 @@ class Stacked(LayerKind):
         return flat_nested(x) if x.is_nested else x
 
     @torch.no_grad()
-    def take(self, nodes: nn.Module, choice: Tensor | int, neurons: Tensor | None = None) -> dict[str, Tensor]:
+    def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.take`.
 
         Example:
@@ -143,7 +143,7 @@ class Stacked(LayerKind):
             >>> torch.equal(nodes.weight, pool.weight[[6, 1]])
             True
         """
-        return {name: pick(self._by_neuron(nodes, name), choice, neurons) for name, _ in nodes.named_parameters()}
+        return {name: pick(self._by_neuron(nodes, name), choice) for name, _ in nodes.named_parameters()}
 
     @torch.no_grad()
     def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:
@@ -218,23 +218,20 @@ def run_like(nodes: nn.Module, x: Tensor, out: Tensor) -> Tensor:
     return stacked
 
 
-def pick(values: Tensor, choice: Tensor | int, neurons: Tensor | None = None) -> Tensor:
+def pick(values: Tensor, choice: Tensor | int) -> Tensor:
     """Of the nodes of each neuron the one that it takes.
 
     Args:
         values: shape ``(count, C, *)``.
         choice: a number for all neurons, or shape ``(C,)``.
-        neurons: which neurons are wanted; ``None``: all.
 
     Returns:
-        Shape ``(C, *)``, or as many rows as neurons are wanted.
+        Shape ``(C, *)``.
 
     Example:
         >>> pick(torch.arange(6).view(3, 2), torch.tensor([2, 0]))
         tensor([4, 1])
     """
     if isinstance(choice, Tensor):
-        chosen = values[choice, torch.arange(len(choice), device=choice.device)]
-    else:
-        chosen = values[choice]
-    return chosen if neurons is None else chosen[neurons]
+        return values[choice, torch.arange(len(choice), device=choice.device)]
+    return values[choice]

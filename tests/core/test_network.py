@@ -122,6 +122,36 @@ def test_integrating_changes_no_output_and_takes_the_best_of_each_neuron(
     torch.testing.assert_close(layer(x), reference_forward(layer, x))
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("fan_in", [None, 1])
+@pytest.mark.parametrize(("make", "shape"), LAYERS)
+def test_what_the_covariance_made_of_an_unbounded_candidate_is_scaled_to_a_spread_of_1(
+    make: MakeLayer, shape: tuple[int, ...], fan_in: int | None, activation: str
+) -> None:
+    """A ReLU's output is what it was, divided by a standard deviation above 1; a GELU's is about that."""
+    layer = make().double()
+    network = attach(layer, activation="tanh")
+    grow(layer, 1)
+    network.set_next(activation, fan_in=fan_in)
+    x = torch.randn(shape, dtype=torch.float64)
+    network.start_candidates(pool=1)
+    pool = layer.dendrites.candidates
+    for parameter in pool.parameters():
+        torch.nn.init.normal_(parameter, std=30.0)
+    if fan_in is not None:
+        network.keep_strongest()
+    layer(x).sin().sum().backward()
+    grown = samples(reference_pool(layer, x).detach(), layer, 1)[0]
+    spread = grown.std(0, correction=0).clamp(min=1)
+    assert spread.max() > 5
+    network.integrate()
+    newest = samples(reference_dendrites(layer, x)[-1], layer)
+    if activation == "relu":
+        torch.testing.assert_close(newest, grown / spread)
+    else:
+        torch.testing.assert_close(newest, grown / spread, rtol=0, atol=0.2)
+
+
 def test_only_the_trained_parameters_of_dendrites_learn_and_nothing_flows_through_them() -> None:
     layer = nn.Linear(4, 3).double()
     attach(layer)
