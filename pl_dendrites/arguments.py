@@ -123,7 +123,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     check_one_of("mode", given["mode"], ("min", "max"))
     check_one_of("learning", given["learning"], ("correlation", "gradient", "hybrid"))
     check_one_of("min_delta_mode", given["min_delta_mode"], ("abs", "rel"))
-    check_one_of("activation", given["activation"], ACTIVATIONS)
+    activation = given["activation"]
+    check_one_of("activation", "tanh" if activation is None else activation, ACTIVATIONS)
     for name in ("targets", "exclude"):
         check_patterns(name, () if name == "targets" and given[name] is None else given[name])
     for name, bound in _BOUNDS.items():

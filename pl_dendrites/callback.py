@@ -60,7 +60,8 @@ class DendriteCallback(Persistence):
             with inputs drawn at random. ``None``: all. Recurrent layers and modules of one's own keep all inputs.
         share: below 1, each set grows only the neurons to which a dendrite is worth most for its parameters, of all
             layers, up to that share of what dendrites on all neurons would take. Not with ``learning="gradient"``.
-        activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``; ``None``:
+            tanh where dendrites are frozen, GELU where they learn by gradient.
         patience: a base phase ends after so many validations without improvement.
         min_delta: smallest change of the score that counts as improvement.
         min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
@@ -125,7 +126,7 @@ class DendriteCallback(Persistence):
         candidate_batches: int = 1,
         fan_in: int | float | None = None,
         share: float = 1.0,
-        activation: Literal["tanh", "sigmoid", "relu", "gelu"] = "tanh",
+        activation: Literal["tanh", "sigmoid", "relu", "gelu"] | None = None,
         patience: int = 10,
         min_delta: float = 0.0,
         min_delta_mode: Literal["abs", "rel"] = "abs",
@@ -148,9 +149,10 @@ class DendriteCallback(Persistence):
         self.history: list[dict[str, Any]] = []
         self.network: DendriticNetwork | None = None
         self._targets, self._exclude = targets, exclude
+        live = learning != "correlation"
         self._next: dict[str, Any] = {
-            "activation": activation,
-            "live": learning != "correlation",
+            "activation": activation or ("gelu" if live else "tanh"),
+            "live": live,
             "fan_in": fan_in,
             "share": share,
         }

@@ -221,7 +221,7 @@ ARGUMENTS = [
     *[("mode", value, "one of ['min', 'max']") for value in ("maximum", "", None, 1)],
     *[("min_delta_mode", value, "one of ['abs', 'rel']") for value in ("relative", None)],
     *[("learning", value, "one of ['correlation'") for value in ("perforated", None)],
-    *[("activation", value, "one of ['tanh', 'sigmoid', 'relu', 'gelu']") for value in ("swish", None, torch.tanh)],
+    *[("activation", value, "one of ['tanh', 'sigmoid', 'relu', 'gelu']") for value in ("swish", "", torch.tanh)],
     *[("targets", value, "a list of names or patterns") for value in ("net.*", [""], [nn.Linear], {"net"}, 3)],
     *[("exclude", value, "a list of names or patterns") for value in ("net.*", [None], None)],
     *[("monitor", value, "the name of a metric") for value in ("", None, 3, ["val_loss"])],

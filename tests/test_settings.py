@@ -100,6 +100,23 @@ def test_patience_counts_validations(settings: dict[str, Any], epochs: list[int]
     assert [record["epochs"] for record in dendrites.history] == epochs
 
 
+@pytest.mark.parametrize(
+    ("settings", "activation"),
+    [
+        ({}, "tanh"),
+        ({"learning": "hybrid"}, "gelu"),
+        ({"learning": "gradient"}, "gelu"),
+        ({"activation": "relu"}, "relu"),
+        ({"learning": "hybrid", "activation": "tanh"}, "tanh"),
+    ],
+)
+def test_the_activation_is_the_one_asked_for_or_that_of_the_rule(settings: dict[str, Any], activation: str) -> None:
+    dendrites = quick(max_dendrites=1, **settings)
+    train(classifier(), dendrites)
+    stacks = [stack for layer in dendrites.network.layers.values() for stack in layer]
+    assert {stack.form.activation for stack in stacks} == {activation}
+
+
 def test_several_validation_loaders() -> None:
     dendrites, model = quick("val_loss/dataloader_idx_1", max_dendrites=1), classifier()
     trainer = train(model, dendrites, data=two_validations())
