@@ -7,12 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.optim import SGD, Adam, lr_scheduler
 
-from pl_dendrites import host
+from pl_dendrites import attach, host
 from tests.models import Classifier, classifier, quick, train
 
 
@@ -84,3 +85,26 @@ def test_stand_still_alone() -> None:
         assert set(vars(loop)) == of_loop
         assert not optimizer._optimizer_step_pre_hooks
         assert "_run_early_stopping_check" not in vars(stopper)
+
+
+@pytest.mark.parametrize("own", [None, ["net.0.bias"]])
+def test_ddp_spares_itself_the_constants_of_dendrites_and_nothing_else(own: list[str] | None) -> None:
+    """Before each forward pass it copies the first process' buffers, and these never change."""
+
+    class DDPStrategy:
+        def __init__(self, model: nn.Module) -> None:
+            self.model, self.left_out = model, list[str]()
+
+        def configure_ddp(self) -> None:
+            self.left_out = list(self.model._ddp_params_and_buffers_to_ignore)
+
+    model = classifier()
+    network = attach(model, ["net.0"], fan_in=2)
+    network.grow(["net.0"])
+    if own is not None:
+        model._ddp_params_and_buffers_to_ignore = own
+    strategy = DDPStrategy(model)
+    host.wrap(SimpleNamespace(strategy=strategy, lightning_module=model))
+    constants = ["net.0.dendrites.0.code", "net.0.dendrites.0.nodes.inputs"]
+    assert sorted(strategy.left_out) == sorted([*(own or []), *constants])
+    assert getattr(model, "_ddp_params_and_buffers_to_ignore", None) == own

@@ -48,7 +48,7 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
 
 def grown(make: Make, dendrites: int, live: bool = False) -> DendriticNetwork:
     torch.manual_seed(0)
-    network = attach(make(), live=live)
+    network = attach(make(), activation="gelu" if live else "tanh", live=live)  # as the callback does
     for _ in range(dendrites):
         network.grow(network.can_grow())
     return network
