@@ -180,11 +180,10 @@ class Candidates(nn.Module):
         """Pearson correlation of each candidate with its neuron's error since the last reset, ``(P, C)``."""
         return pearson(self.moments)
 
-    def growth(self) -> Tensor:
-        """Standard deviation of each candidate's outputs since the last reset, ``(P, C)``, or 1 where it is below."""
+    def spread(self) -> Tensor:
+        """Standard deviation of each candidate's outputs since the last reset, ``(P, C)``; 0 where there is none."""
         moments = self.moments
-        spread = (moments.square_output / moments.samples).sqrt()
-        return torch.where((spread > 1) & spread.isfinite(), spread, 1.0)
+        return torch.nan_to_num((moments.square_output / moments.samples).sqrt(), nan=0.0, posinf=0.0)
 
     def saw_error(self) -> bool:
         """Whether any neuron of the layer had an error since the last reset: false if the layer is not used."""

@@ -190,7 +190,7 @@ class Dendrites(nn.ModuleList):
         stack = self._one_more(layer, form)
         values, links = pool.kind.take(pool.nodes, best), pool.links[best, :, every].T
         if pool.kind.scalable and pool.activation in UNBOUNDED:
-            factor = 1 / pool.growth()[best, every]
+            factor = 1 / pool.spread()[best, every].clamp(min=1)
             values, links = scaled(values, factor), links * factor
         if stack.neurons is not None and neurons is not None:
             stack.neurons.copy_(neurons)
