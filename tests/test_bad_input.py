@@ -226,11 +226,7 @@ ARGUMENTS = [
     *[("exclude", value, "a list of names or patterns") for value in ("net.*", [None], None)],
     *[("monitor", value, "the name of a metric") for value in ("", None, 3, ["val_loss"])],
     *[("optimizer", value, "a callable") for value in ("Adam", 0.01)],
-    *[
-        (name, value, "true or false")
-        for name in ("skip_validation", "restart", "verbose")
-        for value in ("no", None, 1)
-    ],
+    *[(name, value, "true or false") for name in BOOLEANS for value in ("no", None, 1)],
     *[("dirpath", value, "a path") for value in (3, True, "")],
 ]
 

@@ -83,11 +83,14 @@ def test_the_command_of_the_command_line_example(tmp_path: Path) -> None:
 
 # Two runs in one process, for importing takes longer than the fits. The second finds a line that was cut off.
 QUALITY = """
+import doctest
 import json
 import sys
 from pathlib import Path
 import quality
+import results
 
+assert doctest.testmod(results) == (0, 2)
 tiny = {"base_epochs": 1, "max_correlation_epochs": 1, "max_dendrites": 1, "candidates": 1}
 options = ["--tasks", "digits", "--seeds", "1", "--out", "out", "--arguments", json.dumps(tiny), "--rows", "gradient"]
 path = Path("out", "results.jsonl")
