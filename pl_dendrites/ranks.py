@@ -53,8 +53,8 @@ class Ranks:
         """The mean over the processes that have a value; ``None`` if none has."""
         if self.count == 1:
             return value
-        known = torch.tensor([0.0, 0.0] if value is None else [value, 1.0], dtype=torch.float64)
-        known = known.to(self._strategy.root_device)
+        pair = [0.0, 0.0] if value is None else [value, 1.0]
+        known = torch.tensor(pair, dtype=torch.float64, device=self._strategy.root_device)
         self.add_up(known)
         total, there = known.tolist()
         return total / there if there else None

@@ -140,9 +140,11 @@ class Copies(LayerKind):
         nodes.to("cpu")
         users = torch.get_rng_state()
         if generator is not None:
-            torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            seed = torch.randint(2**31, (), device="cpu", generator=generator)
+            torch.default_generator.manual_seed(int(seed))
         try:
-            _draw_anew(nodes)
+            with torch.device("cpu"):
+                _draw_anew(nodes)
         finally:
             if generator is not None:
                 torch.set_rng_state(users)

@@ -111,7 +111,7 @@ class Recurrent(Copies):
     def _last(self, sequence: Tensor | PackedSequence) -> Tensor:
         # The last entry of the forward direction and the first of the other: shape (directions, *, size).
         if isinstance(sequence, PackedSequence):
-            first = torch.arange(int(sequence.batch_sizes[0]))
+            first = torch.arange(int(sequence.batch_sizes[0]), device=sequence.batch_sizes.device)
             lengths = (sequence.batch_sizes > first[:, None]).sum(1)
             offsets = sequence.batch_sizes.cumsum(0) - sequence.batch_sizes
             last = (offsets[lengths - 1] + first).to(sequence.data.device)

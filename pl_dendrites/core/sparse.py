@@ -146,14 +146,15 @@ class Sparse(LayerKind):
             generator: see :meth:`LayerKind.initialise`.
         """
         inputs, groups = nodes.get_buffer("inputs"), self._dense.groups
-        order = torch.rand(len(inputs), self.inputs, generator=generator).argsort(1)[:, : self.fan_in].sort(1).values
+        draw = torch.rand(len(inputs), self.inputs, device="cpu", generator=generator)
+        order = draw.argsort(1)[:, : self.fan_in].sort(1).values
         size = self._dense.neurons // groups
-        group = torch.arange(len(inputs)) % self._dense.neurons // size
+        group = torch.arange(len(inputs), device="cpu") % self._dense.neurons // size
         inputs.copy_(order + self.inputs * group[:, None])
         parameters = dict(nodes.named_parameters())
         bound = 1 / math.sqrt(max(sum(p.numel() for p in parameters.values()) // len(inputs) - 1, 1))
         for parameter in parameters.values():
-            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+            parameter.copy_(torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator))
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""

@@ -107,7 +107,7 @@ class Stacked(LayerKind):
         """
         bound = 1 / math.sqrt(max(self._by_neuron(nodes, "weight")[0, 0].numel(), 1))
         for parameter in nodes.parameters():
-            draw = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            draw = torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
             parameter.copy_(draw)
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:

@@ -86,4 +86,4 @@ def choose_neurons(offers: Mapping[str, Offer], share: float) -> dict[str, Tenso
             break
         budget -= parameters
         chosen[name] = [*chosen.get(name, []), *(range(len(offers[name].worth)) if neuron < 0 else [neuron])]
-    return {name: torch.tensor(sorted(neurons)) for name, neurons in chosen.items()}
+    return {name: torch.tensor(sorted(neurons), device="cpu") for name, neurons in chosen.items()}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pl_dendrites.core import ACTIVATIONS, attach, detach
 from pl_dendrites.core.dendrites import Candidates, Dendrites
@@ -463,6 +464,36 @@ def test_candidates_follow_their_generator_and_spare_the_global_one() -> None:
     assert torch.equal(states[0]["nodes.weight"], states[1]["nodes.weight"])
     assert not torch.equal(states[0]["nodes.weight"], states[2]["nodes.weight"])
     assert not torch.equal(*network.candidates["0"].nodes.weight.view(4, 3, 4)[:2])
+
+
+@pytest.mark.parametrize("fan_in", [None, 2])
+def test_where_tensors_are_made_by_default_does_not_matter(fan_in: int | None) -> None:
+    """As after ``torch.set_default_device``. What is made on ``meta`` can be neither read nor written elsewhere."""
+    states = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        block = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4))
+        model = nn.ModuleDict({"first": nn.Linear(5, 3), "block": block, "last": nn.GRU(4, 2, bidirectional=True)})
+        x, lengths = torch.randn(3, 3, 5), torch.tensor([3, 1, 2])
+
+        def loss(model: nn.ModuleDict = model, x: Tensor = x, lengths: Tensor = lengths) -> Tensor:
+            hidden = model["block"](model["first"](x)).mT
+            packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
+            out, state = model["last"](packed)
+            return out.data.sin().sum() + state.sum()
+
+        with torch.device(device):
+            network = attach(model, targets=["first", "block", "last"])
+            network.set_next(fan_in=fan_in, share=0.5)
+            loss()  # shows the neurons of the block
+            network.start_candidates(2, torch.Generator("cpu").manual_seed(1))
+            loss().backward()
+            network.keep_strongest()
+            loss().backward()
+            network.integrate()
+            network.grow(network.can_grow(), torch.Generator("cpu").manual_seed(2))
+            states.append([*model.state_dict().values(), loss()])
+    assert all(torch.equal(own, other) for own, other in zip(*states, strict=True))
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
