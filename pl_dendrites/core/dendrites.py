@@ -100,7 +100,8 @@ class Dendrites(nn.ModuleList):
         candidates = self.candidates if torch.is_grad_enabled() else None
         if candidates is None and not len(self):
             return out
-        total, seen = own, list[Tensor]()
+        total = own
+        seen: list[Tensor] = []
         for stack in self:
             outputs = stack(inputs, own, seen)
             total = stack.add_to(total, outputs)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from pl_dendrites.core import attach, restore_structure
-from tests.core.helpers import TORCH, grow
+from tests.core.helpers import LAYERS, TORCH, grow
 
 # What tells a layer with dendrites from one without is looked at by newer versions alone.
 pytestmark = pytest.mark.skipif(TORCH < (2, 13), reason="README: attach before the first compiled pass")
+
+KINDS = [case for case in LAYERS if case.id in ("linear", "conv2d-groups", "transposed2d-stride")]
 
 
 class Net(nn.Module):
@@ -58,3 +62,16 @@ def test_a_plain_and_a_grown_model_of_one_class_do_not_run_each_others_graphs() 
         out = torch.compile(network, backend="eager")(x)
         torch.testing.assert_close(out, network.forward(x))
     assert not torch.allclose(plain(x), grown(x), atol=1e-3)
+
+
+@pytest.mark.parametrize(("live", "fan_in"), [(False, None), (True, None), (False, 1)])
+@pytest.mark.parametrize(("make", "shape"), KINDS)
+def test_a_layer_and_its_dendrites_are_one_graph(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], live: bool, fan_in: int | None
+) -> None:
+    """Where a graph breaks, nothing is fused across, and what compiling gains is lost."""
+    torch.compiler.reset()
+    layer, x = make(), torch.randn(shape)
+    attach(layer, live=live, fan_in=fan_in)
+    grow(layer, 2)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
