@@ -8,12 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.models import Classifier, classifier, loaders
+from tests.models import Classifier, classifier, half, loaders
 
 EPOCHS = 13
 
@@ -163,9 +162,7 @@ def two_validations() -> tuple[DataLoader, list[DataLoader]]:
 
 
 def half_precision() -> dict[str, Any]:
-    """Real fp16 with a loss scale, which on a CPU has to be asked for like this."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17, growth_interval=7)
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
+    return {"plugins": [half(init_scale=2.0**17, growth_interval=7)]}
 
 
 @dataclass

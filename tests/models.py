@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_dendrites import DendriteCallback
 
+# The device that models are trained on here: "cpu", or "gpu" (see `make test-gpu`).
+ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")
+
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
     "enable_progress_bar": False,
     "enable_model_summary": False,
-    "accelerator": "cpu",
+    "accelerator": ACCELERATOR,
 }
+
+
+def half(**scale: Any) -> MixedPrecision:
+    """Real fp16 with a loss scale of these settings, which on a CPU has to be asked for like this."""
+    device = "cuda" if ACCELERATOR == "gpu" else "cpu"
+    return MixedPrecision("16-mixed", device, scaler=torch.amp.GradScaler(device, **scale))
 
 
 def quick(monitor: str = "val_loss", **settings: Any) -> DendriteCallback:

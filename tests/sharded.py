@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from pl_dendrites.core.functional import local
 from tests.models import QUIET, quick
-from tests.together import Net, batches, double_precision
+from tests.together import PLACES, Net, batches, double_precision
 
 
 class Linears(Net):
@@ -140,7 +140,7 @@ def fit(
 def trainer_of(setting: Setting, rank: int | None, *callbacks: L.Callback) -> L.Trainer:
     settings: dict[str, Any] = QUIET | {"enable_checkpointing": True, "max_epochs": -1} | setting.trainer
     if rank is not None:
-        settings |= {"devices": 2, "strategy": strategy(**setting.strategy), "use_distributed_sampler": False}
+        settings |= PLACES | {"strategy": strategy(**setting.strategy), "use_distributed_sampler": False}
     return L.Trainer(callbacks=list(callbacks), **settings)
 
 
@@ -167,7 +167,7 @@ class Death(L.Callback):
 
 def main(folder: Path, names: list[str]) -> None:
     """One process of two: run the settings named, one after another, save what came out, and die."""
-    rank = int(os.environ["LOCAL_RANK"])
+    rank = int(os.environ["PART"])
     try:
         fit(Setting(strategy={"data_parallel_size": 1, "tensor_parallel_size": 2}), rank, folder / "tensor parallel")
     except MisconfigurationException as error:

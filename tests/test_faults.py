@@ -23,7 +23,6 @@ import torch
 from fsspec.implementations.local import LocalFileOpener
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
 from torch.utils.data import ConcatDataset, DataLoader
@@ -31,7 +30,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from pl_dendrites import DendriteCallback, load_from_checkpoint
 from pl_dendrites.core.dendrites import add_dendrites
 from tests.faults import kill
-from tests.models import QUIET, Classifier, bits, classifier, loaders, optimizer_bits, quick, same_bits, train
+from tests.models import QUIET, Classifier, bits, classifier, half, loaders, optimizer_bits, quick, same_bits, train
 
 EPOCHS = 9
 # With phases of two epochs each.
@@ -422,9 +421,9 @@ def test_a_loss_or_a_metric_that_turns_nan(what: str, phase: str, for_good: bool
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_loss_scale_that_overflows(phase: str) -> None:
     """Gradients are infinite until the scale has come down: candidates take no harm, and training goes on."""
-    scaler, high = torch.amp.GradScaler("cpu", init_scale=2.0**8), 2.0**25
+    precision, high = half(init_scale=2.0**8), 2.0**25
+    scaler = precision.scaler
     dendrites, model, best = quick(), user_model(), Best()
-    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
     act = At(PHASES[phase] - 1, 1, lambda trainer: scaler.update(high))
     trainer = train(model, dendrites, best, act, max_epochs=40, plugins=[precision])
     assert scaler.get_scale() < high

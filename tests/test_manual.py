@@ -7,12 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim import Adam
 
 from tests.combinations import GAN, Manual, cosine, seeded, sgd_momentum, warmed_up
-from tests.models import Classifier, Rates, classifier, loaders, quick, train
+from tests.models import Classifier, Rates, classifier, half, loaders, quick, train
 
 
 class Watch(L.Callback):
@@ -98,9 +97,7 @@ class Scales(L.Callback):
 def test_a_loss_scale_that_overflows_comes_down_in_a_correlation_phase() -> None:
     dendrites = quick(max_dendrites=1, max_correlation_epochs=6)
     scales = Scales(dendrites)
-    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
-    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-    trainer = train(classifier(cosine), dendrites, scales, data=loaders(), plugins=[plugin])
+    trainer = train(classifier(cosine), dendrites, scales, data=loaders(), plugins=[half(init_scale=256.0)])
     assert scales.seen[0] == 2.0**30
     assert scales.seen[-1] < 2.0**22
     assert all(layer["max"] > 0.05 for layer in dendrites.history[1]["correlation"].values())

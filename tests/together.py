@@ -23,19 +23,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from tests.models import QUIET, bits, optimizer_bits, quick
+from tests.models import ACCELERATOR, QUIET, bits, half, optimizer_bits, quick
 
 Batch = tuple[Tensor, Tensor, Tensor]
 ROOT = Path(__file__).parents[1]
 TRAFFIC: list[tuple[str, int]] = []
 DEATHS = ("raises", "is killed")
+# Two processes share the only GPU if they are told that each is a machine of its own.
+PLACES = {"devices": 1, "num_nodes": 2} if ACCELERATOR == "gpu" else {"devices": 2}
 
 
 # -- data and models ----------------------------------------------------------------------------------------------
@@ -166,13 +167,12 @@ class Half(Net):
 
 
 def half_precision() -> dict[str, Any]:
-    """Real fp16 on a CPU, with a loss scale that is soon too large, and first for the rows of a small part."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15, growth_interval=2)
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=scaler)]}
+    """A loss scale that is soon too large, and first for the rows of a small part."""
+    return {"plugins": [half(init_scale=2.0**15, growth_interval=2)]}
 
 
 def _synchronised(norm: nn.SyncBatchNorm, x: Tensor) -> Tensor:
-    # PyTorch's own runs on GPUs only. For parts of one size.
+    # Where there is no GPU, which PyTorch's own needs. For parts of one size.
     if not norm.training:
         return nn.BatchNorm1d.forward(norm, x)
     from torch.distributed.nn.functional import all_reduce
@@ -243,7 +243,9 @@ class Trail(L.Callback):
         values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
         for name, pool in self.dendrites.network.candidate_state().items():
             values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
-        digest = hashlib.sha256(b"".join(name.encode() + value.numpy().tobytes() for name, value in values.items()))
+        digest = hashlib.sha256(
+            b"".join(name.encode() + value.cpu().numpy().tobytes() for name, value in values.items())
+        )
         self.values.append(values)
         self.digests.append(digest.hexdigest())
         self.traffic.append((self.dendrites.phase, self.dendrites.num_dendrites, TRAFFIC.copy()))
@@ -276,7 +278,7 @@ def fit(
         settings: dict[str, Any] = QUIET | {"enable_checkpointing": True, "max_epochs": -1} | setting.trainer()
         if rank is not None:
             strategy = DDPStrategy(process_group_backend="gloo", **setting.strategy)
-            settings |= {"devices": 2, "strategy": strategy, "use_distributed_sampler": False}
+            settings |= PLACES | {"strategy": strategy, "use_distributed_sampler": False}
         else:
             settings.pop("sync_batchnorm", None)
         extra = [Death(dendrites, death)] if death else []
@@ -329,8 +331,9 @@ def launch(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
                 "WORLD_SIZE": "2",
-                "NODE_RANK": "0",
-                "LOCAL_RANK": str(rank),
+                "NODE_RANK": str(rank if ACCELERATOR == "gpu" else 0),
+                "LOCAL_RANK": str(0 if ACCELERATOR == "gpu" else rank),
+                "PART": str(rank),
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": str(ROOT),
             }
@@ -391,9 +394,10 @@ class Death(L.Callback):
 
 def main(folder: Path, names: list[str]) -> None:
     """One process of two: run settings one after another and save what came out; the last may be a death."""
-    rank = int(os.environ["LOCAL_RANK"])
-    nn.SyncBatchNorm.forward = _synchronised
-    DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
+    rank = int(os.environ["PART"])
+    if ACCELERATOR == "cpu":
+        nn.SyncBatchNorm.forward = _synchronised
+        DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
     if names[0] not in DEATHS:
         try:
             fit(Setting(missing=1), rank, folder / "missing")
