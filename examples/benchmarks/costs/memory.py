@@ -3,6 +3,7 @@
 The allocator itself reports every block that it gives and takes back (``torch.profiler``, ``profile_memory``), from an
 empty start to the end of a second step; the first leaves the optimizer's state. So the figures are exact, the same in
 every run, and know nothing of what else the process holds. What a matrix product takes within a kernel is not in them.
+On a GPU the allocator counts by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from costs.networks import NETWORKS, Make, grown
+from costs.networks import Make, Networks, grown
 from costs.steps import PLAIN, PLAIN_INFERENCE, Key, step_of
 
 VARIANTS = (
@@ -38,8 +39,15 @@ class Peak:
     needed: int | None
 
 
-def peak(key: Key, make: Make, shape: tuple[int, ...]) -> int:
+def peak(key: Key, make: Make, shape: tuple[int, ...], device: str) -> int:
     """The most bytes that were in use during a second step: network, input, gradients and optimizer state with it."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        step = step_of(key, make, torch.randn(shape, device=device))
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step = step_of(key, make, torch.randn(shape))
         step()
@@ -55,7 +63,7 @@ def peak(key: Key, make: Make, shape: tuple[int, ...]) -> int:
     return most
 
 
-def needed(dendrites: int, make: Make, shape: tuple[int, ...]) -> int:
+def needed(dendrites: int, make: Make, shape: tuple[int, ...], device: str) -> int:
     """Bytes beside a plain step's: parameters, what training adds to them, and an activation for each dendrite.
 
     Of what is trained there are a gradient and Adam's two averages; the activation is for that of an output weight.
@@ -66,20 +74,20 @@ def needed(dendrites: int, make: Make, shape: tuple[int, ...]) -> int:
 
     def count(module: nn.Module, args: object, out: torch.Tensor) -> None:
         nonlocal total
-        total += dendrites * out.nbytes
+        total += dendrites * out.numel() * shape[0] * (2 if device == "cuda" else out.itemsize)
 
     for name in network.layers:
         network.model.get_submodule(name).register_forward_hook(count)
-    network.model(torch.randn(shape))
+    network.model(torch.randn(1, *shape[1:]))
     return total
 
 
-def measure(name: str) -> list[Peak]:
-    make, shape = NETWORKS[name]
-    plain = {key: peak(key, make, shape) for key in (PLAIN, PLAIN_INFERENCE)}
+def measure(networks: Networks, name: str, device: str) -> list[Peak]:
+    make, shape = networks[name]
+    plain = {key: peak(key, make, shape, device) for key in (PLAIN, PLAIN_INFERENCE)}
     rows = []
     for key in VARIANTS:
-        own, reference = peak(key, make, shape), plain[PLAIN_INFERENCE if key.step == "inference" else PLAIN]
-        need = reference + needed(key.dendrites, make, shape) if key.step == "base" else None
+        own, reference = peak(key, make, shape, device), plain[PLAIN_INFERENCE if key.step == "inference" else PLAIN]
+        need = reference + needed(key.dendrites, make, shape, device) if key.step == "base" else None
         rows.append(Peak(name, *key, own, own / reference, need))
     return rows

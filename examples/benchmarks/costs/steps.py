@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from costs.networks import NETWORKS, Make, grown
+from costs.networks import Make, Networks, grown
 from pl_dendrites.correlation import adam
 
 Step = Callable[[], object]
@@ -44,18 +44,25 @@ def turns(steps: Mapping[Hashable, Step], repeats: int, least: float = 0.05) -> 
     """Seconds of each step, one figure a repeat. All take turns, and each turn lasts at least so many seconds."""
     counts = {}
     for key, step in steps.items():
-        step()
-        start = time.perf_counter()
-        step()
-        counts[key] = max(1, round(least / (time.perf_counter() - start)))
+        timed(step, 1)
+        counts[key] = max(1, round(least / timed(step, 1)))
     seconds: dict[Any, list[float]] = {key: [] for key in steps}
     for _ in range(repeats):
         for key, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(counts[key]):
-                step()
-            seconds[key].append((time.perf_counter() - start) / counts[key])
+            seconds[key].append(timed(step, counts[key]) / counts[key])
     return seconds
+
+
+def timed(step: Step, times: int) -> float:
+    """Seconds of so many steps, until a GPU has done its part too."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def ratio(seconds: list[float], reference: list[float]) -> float:
@@ -72,7 +79,9 @@ def training(model: nn.Module, x: Tensor, parameters: list[nn.Parameter], optimi
 
     def step() -> None:
         made.zero_grad()
-        model(x).square().mean().backward()
+        with mixed(x):
+            loss = model(x).square().mean()
+        loss.backward()
         made.step()
 
     return step
@@ -80,19 +89,24 @@ def training(model: nn.Module, x: Tensor, parameters: list[nn.Parameter], optimi
 
 def inference(model: nn.Module, x: Tensor) -> Step:
     def step() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), mixed(x):
             model(x)
 
     return step
+
+
+def mixed(x: Tensor) -> torch.autocast:
+    """On a GPU networks compute in bfloat16."""
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda)
 
 
 def step_of(key: Key, make: Make, x: Tensor) -> Step:
     """The step of one variant, on a network of its own."""
     if key in (PLAIN, PLAIN_INFERENCE):
         torch.manual_seed(0)
-        plain = make()
+        plain = make().to(x.device)
         return training(plain, x, trained(plain)) if key == PLAIN else inference(plain, x)
-    network = grown(make, key.dendrites, live=key.step == "gradient")
+    network = grown(make, key.dendrites, live=key.step == "gradient", device=x.device)
     if key.step == "inference":
         return inference(network.model, x)
     if key.step == "correlation":
@@ -119,9 +133,9 @@ VARIANTS = (
 )
 
 
-def measure(name: str, repeats: int) -> list[Row]:
-    make, shape = NETWORKS[name]
-    x = torch.randn(shape)
+def measure(networks: Networks, name: str, repeats: int, device: str) -> list[Row]:
+    make, shape = networks[name]
+    x = torch.randn(shape, device=device)
     seconds = turns({key: step_of(key, make, x) for key in (PLAIN, PLAIN_INFERENCE, *VARIANTS)}, repeats)
     rows = []
     for key in VARIANTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from costs.compiled import Gain
 from costs.growth import Series
 from costs.memory import Peak
 from costs.peer import PeerRow
@@ -45,6 +46,13 @@ def memory(peaks: Sequence[Peak]) -> str:
             )
             for p in peaks
         ),
+    )
+
+
+def compiled(gains: Sequence[Gain]) -> str:
+    return table(
+        "network | dendrites | training step, ms | compiled, ms | times as fast",
+        ((g.network, g.dendrites, f"{g.milliseconds:.2f}", f"{g.compiled:.2f}", f"{g.gain:.2f}") for g in gains),
     )
 
 
