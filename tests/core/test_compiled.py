@@ -9,10 +9,14 @@ import torch
 from torch import nn
 
 from pl_dendrites.core import attach, restore_structure
+from tests.core.conftest import DEVICE
 from tests.core.helpers import LAYERS, TORCH, grow
 
 # What tells a layer with dendrites from one without is looked at by newer versions alone.
-pytestmark = pytest.mark.skipif(TORCH < (2, 13), reason="README: attach before the first compiled pass")
+pytestmark = [
+    pytest.mark.skipif(TORCH < (2, 13), reason="README: attach before the first compiled pass"),
+    pytest.mark.skipif(DEVICE is not None, reason="the mode that makes tensors elsewhere is not compiled"),
+]
 
 KINDS = [case for case in LAYERS if case.id in ("linear", "conv2d-groups", "transposed2d-stride")]
 
