@@ -164,8 +164,7 @@ class Candidates(nn.Module):
         Returns:
             The sign ``(P, C)`` of the running average of the covariance.
         """
-        for name, value in merge_moments(self.moments, new)._asdict().items():
-            getattr(self, name).copy_(value)
+        merge_moments(self.moments, new)
         average = self.running_covariance
         assert isinstance(average, Tensor)
         average.lerp_(new.covariance.nan_to_num(0.0, 0.0, 0.0), 1 - _SIGN_MOMENTUM)
