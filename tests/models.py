@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_dendrites import DendriteCallback
 
-# The device that models are trained on here: "cpu", or "gpu" (see `make test-gpu`).
+# Where models are trained here: "cpu", or "gpu", which few tests need (test_gpu.py) and most can do with.
 ACCELERATOR = os.environ.get("ACCELERATOR", "cpu")
 
 QUIET: dict[str, Any] = {
@@ -110,11 +110,11 @@ def train(
 
 def bits(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything a state_dict holds."""
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+    return {key: value.detach().to("cpu", copy=True) for key, value in model.state_dict().items()}
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return one.keys() == other.keys() and all(torch.equal(one[key].cpu(), other[key].cpu()) for key in one)
 
 
 def optimizer_bits(optimizer: Optimizer) -> list[Any]:

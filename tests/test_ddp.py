@@ -21,6 +21,7 @@ from tests.together import DEATHS, SETTINGS, fit, launch
 pytestmark = pytest.mark.timeout(240)
 
 Results = dict[str, dict[str, Any]]
+ON_CPU = QUIET | {"accelerator": "cpu"}  # where two devices are asked for; there may be one GPU
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +197,7 @@ def test_when_one_process_dies_the_other_ends_and_its_checkpoint_resumes(
 def test_spawned_processes_bring_the_dendrites_back(tmp_path: Path) -> None:
     model, dendrites = classifier(), quick(base_epochs=1, max_correlation_epochs=1, dirpath=tmp_path)
     grow_on_load(model)
-    trainer = L.Trainer(callbacks=[dendrites], strategy="ddp_spawn", devices=2, max_epochs=4, **QUIET)
+    trainer = L.Trainer(callbacks=[dendrites], strategy="ddp_spawn", devices=2, max_epochs=4, **ON_CPU)
     trainer.fit(model, *loaders(16))
     assert isinstance(model.net[0], nn.Linear)
     saved = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
@@ -234,11 +235,11 @@ def test_strategies_that_cannot_grow(strategy: Strategy, says: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true", DDPStrategy(static_graph=True)])
 def test_strategies_that_can(strategy: Any) -> None:
-    quick().setup(L.Trainer(strategy=strategy, devices=2, **QUIET), classifier(), "fit")
+    quick().setup(L.Trainer(strategy=strategy, devices=2, **ON_CPU), classifier(), "fit")
 
 
 def test_spawned_processes_would_lose_the_dendrites() -> None:
-    trainer, model = L.Trainer(strategy="ddp_spawn", devices=2, **QUIET), classifier()
+    trainer, model = L.Trainer(strategy="ddp_spawn", devices=2, **ON_CPU), classifier()
     with pytest.raises(MisconfigurationException, match=r"Call `pl_dendrites\.grow_on_load\(model\)` before the fit"):
         quick().setup(trainer, model, "fit")
     model = classifier()

@@ -1,6 +1,6 @@
 """On a GPU: the same decisions as on a CPU, in any precision, and no step that waits for the device.
 
-Left out where there is none. `make test-gpu` runs these, and all other tests with their models on a GPU.
+Left out where there is none; `make test-gpu` runs these. ``ACCELERATOR=gpu`` makes other tests train on a GPU too.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ class Grown(NamedTuple):
 
     def outputs(self, model: nn.Module) -> tuple[Tensor, ...]:
         """What a model gives in inference, as Lightning runs it."""
+        model.cpu().eval()
         with torch.inference_mode():
-            return call(model.eval(), self.batch)
+            return call(model, self.batch)
 
     def fresh(self, seed: int = 7) -> L.LightningModule:
         """The plain model with other weights."""

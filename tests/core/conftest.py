@@ -27,7 +27,7 @@ class MadeOn(TorchFunctionMode):
 
 @pytest.fixture(autouse=True)
 def place() -> Iterator[None]:
-    """As ``DEVICE=cuda`` in the environment says (see `make test-gpu`)."""
+    """Where the environment says, as ``DEVICE=cuda``; some tests have constants of their own on the CPU and fail then."""
     with nullcontext() if DEVICE is None else MadeOn():
         torch.manual_seed(0)
         yield
