@@ -60,9 +60,9 @@ _TEXT: dict[str, Any] = {
 _TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max_correlation_epochs": 10}
 
 TASKS = {
-    "digits": Task("digits", "digits", 8, (4, 16, 64), 2.5, batch=64),
+    "digits": Task("digits", "digits", 8, (4, 16, 64, 512), 2.5, batch=64),
     "letters": Task("letters", "letters", 16, (8, 32, 128), 12),
-    "adult": Task("adult", "adult", 8, (2, 16, 64), 3),
+    "adult": Task("adult", "adult", 8, (2, 16, 64, 256), 3),
     "mnist-mlp": Task("mnist", "mnist-mlp", 16, (8, 32, 128), 3, batch=128),
     "mnist-cnn": Task("mnist", "mnist-cnn", 4, (2, 8, 16), 17, batch=128),
     # The GRU itself grows, not the layer that reads it: what is remembered is what is missing.
