@@ -11,7 +11,7 @@ TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: help demo test test-slow test-faults test-browser lint docs clean
+.PHONY: help demo test test-slow test-faults test-gpu test-browser lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make test-slow    run the slow tests only"
 	@echo "make test-faults  kill training 50 times and resume it"
+	@echo "make test-gpu     run the tests that need a GPU"
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
@@ -36,6 +37,9 @@ test-slow: $(TEST_STAMP)
 
 test-faults: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.faults.kill
+
+test-gpu: $(TEST_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_gpu.py -rs
 
 test-browser: $(BROWSER_STAMP)
 	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
