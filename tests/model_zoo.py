@@ -177,8 +177,8 @@ class Block(nn.Module):
 
 
 def resnet() -> nn.Sequential:
-    # Eight, for in `channels_last`, with inputs that are no multiple of it, PyTorch 2.13's weight gradient of the shortcut
-    # (1 x 1, stride 2) writes past its memory on CPUs without AVX-512.
+    # Eight, for with inputs that are no multiple of it PyTorch 2.13's weight gradient of the shortcut (1 x 1, stride 2)
+    # writes past its memory in `channels_last`, on CPUs without AVX-512.
     stem = [nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)]
     return nn.Sequential(*stem, Block(8, 8, 1), Block(8, 6, 2), *head)

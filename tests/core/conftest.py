@@ -27,7 +27,7 @@ class MadeOn(TorchFunctionMode):
 
 @pytest.fixture(autouse=True)
 def place() -> Iterator[None]:
-    """Where the environment says, as ``DEVICE=cuda``; some tests have constants of their own on the CPU and fail then."""
+    """Where the environment says, as ``DEVICE=cuda``; tests with constants of their own on the CPU fail then."""
     with nullcontext() if DEVICE is None else MadeOn():
         torch.manual_seed(0)
         yield
