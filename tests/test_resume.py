@@ -45,8 +45,10 @@ def phases(history: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(record["phase"], record["epochs"]) for record in history]
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS.values(), ids=COMBINATIONS.keys())
-def test_resumed_from_any_epoch_ends_with_the_same_bits(combination: Combination, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "combination"), enumerate(COMBINATIONS.values()), ids=COMBINATIONS.keys())
+def test_resumed_from_any_epoch_ends_with_the_same_bits(number: int, combination: Combination, tmp_path: Path) -> None:
+    """For time's sake one combination from each even epoch, the next from each odd one."""
+
     def saver(name: str) -> ModelCheckpoint:
         folder = tmp_path / name
         return ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True, every_n_epochs=1)
@@ -57,7 +59,7 @@ def test_resumed_from_any_epoch_ends_with_the_same_bits(combination: Combination
     assert sum(record["accepted"] is not None for record in whole[2]) >= 1  # sets were tried
     paths = sorted((tmp_path / "whole").iterdir())
     assert len(paths) == sum(record["epochs"] for record in whole[2]) >= 8
-    for path in paths:
+    for path in paths[number % 2 :: 2]:
         torch.load(path, weights_only=True)
         assert_same(fit(combination, saver(f"from {path.stem}"), path), whole, path)
 
@@ -115,7 +117,10 @@ class Places(DataLoader):
 
 @pytest.mark.parametrize("combination", ["sgd", "manual", "fp16", "two validations an epoch"])
 def test_resumed_inside_any_epoch(combination: str, tmp_path: Path) -> None:
-    """From a checkpoint of the batch before a validation Lightning goes on without that: perhaps one epoch more."""
+    """From a checkpoint of the batch before a validation Lightning goes on without that: perhaps one epoch more.
+
+    From every third batch: of four in an epoch each has its turn.
+    """
 
     def saver(name: str) -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path / name, "{step}", save_top_k=-1, every_n_train_steps=1)
@@ -123,7 +128,7 @@ def test_resumed_inside_any_epoch(combination: str, tmp_path: Path) -> None:
     chosen = COMBINATIONS[combination]
     endless = replace(chosen, trainer=lambda: {**chosen.trainer_settings(), "max_epochs": -1})
     whole, exact = fit(endless, saver("whole"), train=Places), 0
-    for path in sorted((tmp_path / "whole").iterdir()):
+    for path in sorted((tmp_path / "whole").iterdir())[::3]:
         again = fit(endless, saver(f"from {path.stem}"), path, train=Places)
         place = torch.load(path, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         if place["ready"] < 4:
@@ -133,7 +138,7 @@ def test_resumed_inside_any_epoch(combination: str, tmp_path: Path) -> None:
         else:
             assert phases(again[2]) == phases(whole[2]), path
             assert again[3] == whole[3], path
-    assert exact >= 10
+    assert exact >= 3
 
 
 class EveryBatch(L.Callback):
