@@ -236,15 +236,18 @@ class Shards:
     def _before_step(self, *_: Any) -> None:
         self.average_gradients()
 
-    @torch.no_grad()
     def average_gradients(self) -> None:
         """Average the output weights' gradients over the processes; ``fully_shard`` does so for all that is sharded.
 
         Gradients that accumulate may be averaged each time: the mean of what is the same everywhere is just that.
         """
-        weights = [] if self._network is None else [w for w, _ in self._network.trained_parameters() if w.requires_grad]
-        if not weights:
-            return
+        if self._network is not None:
+            weights = [w for w, _ in self._network.trained_parameters() if w.requires_grad]
+            if weights:
+                self._average(weights)
+
+    @torch.no_grad()
+    def _average(self, weights: list[nn.Parameter]) -> None:
         own = [torch.zeros_like(local(w)) if w.grad is None else local(w.grad) for w in weights]
         there = own[0].new_tensor([float(w.grad is not None) for w in weights])
         flat = torch.cat([there, *own])

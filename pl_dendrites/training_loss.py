@@ -35,7 +35,8 @@ class TrainingLoss:
         """
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:
-            self._sum = self._sum + loss.detach().reshape(())
+            loss = loss.detach()
+            self._sum = self._sum + (loss.reshape(()) if loss.ndim else loss)
             self._count += 1
 
     def take(self) -> float | None:
