@@ -71,11 +71,6 @@ class Dendrites(nn.ModuleList):
         return sum(stack.count for stack in self)
 
     @property
-    def idle(self) -> bool:
-        """Whether it has nothing to add to what its layer returns, nor anything to learn from it."""
-        return self.called and self.candidates is None and not len(self)
-
-    @property
     def forms(self) -> list[Form]:
         """What its stacks look like."""
         return [stack.form for stack in self]
@@ -233,7 +228,7 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
     dendrites = layer.dendrites
     assert isinstance(dendrites, Dendrites)
-    return None if dendrites.idle else dendrites(Inputs(args, kwargs), out)
+    return dendrites(Inputs(args, kwargs), out)
 
 
 def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
