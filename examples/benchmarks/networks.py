@@ -92,7 +92,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.y)) if self.shuffle else torch.arange(len(self.y))
-        for rows in order.split(self.size)[: self.count]:
+        for rows in order[: self.count * self.size].split(self.size):
             yield self.x[rows], self.y[rows]
 
 
