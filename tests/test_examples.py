@@ -89,8 +89,10 @@ import sys
 from pathlib import Path
 import quality
 import results
+import tasks
 
 assert doctest.testmod(results) == (0, 2)
+assert doctest.testmod(tasks) == (0, 1)
 tiny = {"base_epochs": 1, "max_correlation_epochs": 1, "max_dendrites": 1, "candidates": 1}
 options = ["--tasks", "digits", "--seeds", "1", "--out", "out", "--arguments", json.dumps(tiny), "--rows", "gradient"]
 path = Path("out", "results.jsonl")

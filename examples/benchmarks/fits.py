@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from data import DATA, Parts
 from networks import NETWORKS, Batches, loss_of, scores
-from tasks import PEER, TASKS, Task
+from tasks import PEER, Task, task_of
 from torch import Tensor
 
 from pl_dendrites import DendriteCallback
@@ -30,7 +30,7 @@ class Unit:
     """What one process does at a time.
 
     Attributes:
-        task: a name in ``tasks.TASKS``.
+        task: a name that ``tasks.task_of`` knows.
         row: what the network is called.
         seed: of everything in it.
         width: of the network, before it has dendrites.
@@ -54,7 +54,7 @@ class Unit:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the result depends on, so that a result of other settings is not taken for it."""
-        return json.loads(json.dumps({**TASKS[self.task].settings(self.arguments), "width": self.width}))
+        return json.loads(json.dumps({**task_of(self.task).settings(self.arguments), "width": self.width}))
 
 
 class Model(L.LightningModule):
@@ -86,7 +86,7 @@ def work(unit: Unit, *, data_dir: Path, peer_python: Path | None) -> dict[str, A
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    task = TASKS[unit.task]
+    task = task_of(unit.task)
     data = load(task.data, data_dir)
     if unit.row == PEER:
         assert peer_python is not None

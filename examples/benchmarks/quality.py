@@ -31,7 +31,7 @@ from typing import Any
 import results
 from fits import Unit, size, work
 from networks import NETWORKS
-from tasks import PEER, ROWS, TASKS
+from tasks import PEER, ROWS, TASKS, task_of
 
 from pl_dendrites.comparison import closest_width
 
@@ -67,14 +67,14 @@ class Plan:
         """Keep a result, unless it is one of other settings, or of a row that was not asked for."""
         task, row, seed = key = record["task"], record["row"], record["seed"]
         if row in self.rows:
-            unit = Unit(task, row, seed, TASKS[task].width, {**self.rows[row], **self.arguments})
+            unit = Unit(task, row, seed, task_of(task).width, {**self.rows[row], **self.arguments})
         else:
             unit = Unit(task, row, seed, record["settings"]["width"], self.none)
         if record["settings"] == unit.settings:
             self.records[key] = record
 
     def grown(self, task: str, seed: int) -> list[Unit]:
-        chosen = TASKS[task]
+        chosen = task_of(task)
         rows = self.rows if chosen.peer is not None else {name: row for name, row in self.rows.items() if name != PEER}
         units = [Unit(task, name, seed, chosen.width, {**row, **self.arguments}) for name, row in rows.items()]
         return [unit for unit in units if chosen.sparse or unit.arguments.get("fan_in") is None]
@@ -83,8 +83,9 @@ class Plan:
         """The controls of all that grew, and the other networks of the picture."""
         grown = [self.records[unit.key] for unit in self.grown(task, seed) if self.done(unit)]
         most = {name: max([record[name] for record in grown], default=0) for name in ("epochs", "restarts")}
-        controls = [as_wide(TASKS[task].network, record["parameters"]) for record in grown]
-        widths = sorted({TASKS[task].width, *TASKS[task].widths, *controls})
+        chosen = task_of(task)
+        controls = [as_wide(chosen.network, record["parameters"]) for record in grown]
+        widths = sorted({chosen.width, *chosen.widths, *controls})
         return [Unit(task, results.plain_row(width), seed, width, self.none, **most) for width in widths]
 
     def done(self, unit: Unit) -> bool:
@@ -112,7 +113,7 @@ class Plan:
                 # Before it is known what grew: rows with as many dendrites share a control.
                 plain = len(self.missing(self.plain(task, seed))) + (len(grown) + 1) // 2
                 fits = sum(COST["peer" if unit.row == PEER else "grown"] for unit in grown) + plain * COST["plain"]
-                total += fits * TASKS[task].seconds
+                total += fits * task_of(task).seconds
         return total / 3600
 
 
@@ -169,10 +170,20 @@ def carry_out(plan: Plan, path: Path, jobs: int, do: Callable[[Unit], dict[str, 
                 )
 
 
+def known(task: str) -> str:
+    """A task's name, if there is such a one."""
+    try:
+        task_of(task)
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{task!r} is none of {', '.join(TASKS)}") from None
+    return task
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where the files are; digits need none")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
+    tasks = f"{', '.join(TASKS)}; with another width, as letters@64"
+    parser.add_argument("--tasks", nargs="+", type=known, default=list(TASKS), metavar="TASK", help=tasks)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"{', '.join(ROWS)}, or JSON")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of every DendriteCallback, as JSON")
     parser.add_argument("--seeds", type=int, default=5)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import TASKS
+from tasks import task_of
 
 Key = tuple[str, str, int]
 Records = dict[Key, dict[str, Any]]
@@ -75,7 +75,7 @@ class Table:
     def __init__(
         self, name: str, rows: Iterable[str], seeds: int, records: Records, as_wide: Callable[[str, int], int]
     ) -> None:
-        self.name, self.task = name, TASKS[name]
+        self.name, self.task = name, task_of(name)
         self._records, self._as_wide, self._seeds = records, as_wide, range(seeds)
         plain = self._plain()
         self._points = [(row["parameters"], row["result"]) for row in plain if row["kind"] == "restarted"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 # Of every fit's DendriteCallback, with dendrites or without; a task may say otherwise.
@@ -89,6 +89,22 @@ TASKS = {
         arguments={**_TEXT_PHASES, "targets": ["*.linear1", "*.linear2"]},
     ),
 }
+
+
+def task_of(name: str) -> Task:
+    """The task of a name; behind an @ there may be another width for its network.
+
+    Raises:
+        KeyError: if there is none of that name.
+        ValueError: if what is behind the @ is no number.
+
+    Example:
+        >>> task_of("letters").width, task_of("letters@64").width
+        (16, 64)
+    """
+    name, at, width = name.partition("@")
+    return replace(TASKS[name], width=int(width)) if at else TASKS[name]
+
 
 ROWS: dict[str, dict[str, Any]] = {
     "correlation": {"learning": "correlation"},
