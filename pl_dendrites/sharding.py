@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 
 from pl_dendrites import host, optimizers
 from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.functional import ACTIVATIONS, local
+from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.network import DendriticNetwork, restore_structure
+from pl_dendrites.core.shapes import local
 from pl_dendrites.core.stack import Form
 from pl_dendrites.core.structure import is_dendrite_key
 from pl_dendrites.core.targets import plain_name

@@ -14,10 +14,10 @@ from pl_dendrites.core.functional import (
     covariance_gradient,
     merge_moments,
     pearson,
-    per_neuron,
 )
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 from pl_dendrites.core.noted import Use
+from pl_dendrites.core.shapes import per_neuron
 from pl_dendrites.core.sparse import Sparse
 
 __all__ = ["Candidates"]

@@ -8,15 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core.candidates import Candidates
-from pl_dendrites.core.functional import (
-    Moments,
-    batch_moments,
-    covariance_gradient,
-    moments_of_sums,
-    per_neuron,
-    sums_of_moments,
-)
+from pl_dendrites.core.functional import Moments, batch_moments, covariance_gradient, moments_of_sums, sums_of_moments
 from pl_dendrites.core.gathering import Gathered, gather_rows
+from pl_dendrites.core.shapes import per_neuron
 
 __all__ = ["JointLearning"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pl_dendrites.core.functional import flat_nested
 from pl_dendrites.core.kinds import Inputs
+from pl_dendrites.core.shapes import flat_nested
 
 __all__ = ["Pool", "Rows", "Use"]
 

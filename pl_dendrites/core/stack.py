@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.functional import ACTIVATIONS, cascade, local, per_neuron
+from pl_dendrites.core.functional import ACTIVATIONS, cascade
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 from pl_dendrites.core.layers import narrowed
+from pl_dendrites.core.shapes import local, per_neuron
 
 __all__ = ["Form", "Stack"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.functional import flat_nested, like_nested, unstack_nodes
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
+from pl_dendrites.core.shapes import flat_nested, like_nested, unstack_nodes
 
 __all__ = ["STACKED", "Stacked", "inputs_of", "like", "pick", "run_like"]
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.functional import ACTIVATIONS, local
+from pl_dendrites.core.functional import ACTIVATIONS
 from pl_dendrites.core.layers import kind_of, narrowed
+from pl_dendrites.core.shapes import local
 from pl_dendrites.core.stack import Form
 from pl_dendrites.core.stacked import inputs_of
 from pl_dendrites.core.targets import reasons_against

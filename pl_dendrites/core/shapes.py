@@ -1,0 +1,117 @@
+"""How tensors are laid out: neurons along one dimension, nodes side by side, samples in a nested tensor.
+
+Throughout, ``C`` is the number of neurons of a layer. A layer's output has its neurons along one dimension, named
+``dim`` and counted from the end (``-1`` for a Linear, ``-3`` for a Conv2d), so that batched and unbatched tensors are
+treated alike; all other dimensions are samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["flat_nested", "like_nested", "local", "per_neuron", "unstack_nodes"]
+
+
+def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
+    """View values of shape ``(..., C)`` so that they broadcast against an output with ``ndim`` dimensions.
+
+    Args:
+        values: shape ``(*lead, C)``.
+        dim: the neuron dimension of the output, counted from the end.
+        ndim: number of dimensions of the output.
+
+    Returns:
+        A view of shape ``(*lead, 1, ..., C, ..., 1)`` with ``len(lead) + ndim`` dimensions.
+
+    Example:
+        >>> per_neuron(torch.zeros(4, 3), dim=-3, ndim=4).shape
+        torch.Size([4, 1, 3, 1, 1])
+    """
+    *lead, neurons = values.shape
+    return values.reshape(*lead, *[1] * (ndim + dim), neurons, *[1] * (-dim - 1))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A tensor as this process has it, where processes share one (a ``DTensor``); any other tensor itself.
+
+    Example:
+        >>> local(torch.ones(2))
+        tensor([1., 1.])
+    """
+    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return own
+
+
+def flat_nested(nested: Tensor) -> Tensor:
+    """The samples of a nested tensor, one after another.
+
+    ``nn.TransformerEncoder`` makes its input a nested tensor in inference, to leave out what is padded.
+
+    Args:
+        nested: components ``(*, n)``.
+
+    Returns:
+        Shape ``(samples, n)``.
+
+    Example:
+        >>> flat_nested(torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(5, 3)])).shape
+        torch.Size([7, 3])
+    """
+    if nested.layout == torch.jagged:
+        return nested.values()
+    return torch.cat([part.flatten(0, -2) for part in nested.unbind()])
+
+
+def like_nested(samples: Tensor, nested: Tensor) -> Tensor:
+    """Undo :func:`flat_nested`.
+
+    Args:
+        samples: shape ``(samples, C)``.
+        nested: a nested tensor of as many samples.
+
+    Returns:
+        The samples with the layout and the structure of ``nested``.
+
+    Example:
+        >>> nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(5, 3)])
+        >>> [part.shape[0] for part in like_nested(torch.ones(7, 3), nested).unbind()]
+        [2, 5]
+    """
+    if nested.layout == torch.jagged:
+        return torch.nested.nested_tensor_from_jagged(samples, nested.offsets())  # type: ignore[attr-defined]
+    shapes = [part.shape for part in nested.unbind()]
+    parts = samples.split([shape[:-1].numel() for shape in shapes])
+    return torch.nested.as_nested_tensor([part.view(shape) for part, shape in zip(parts, shapes, strict=True)])
+
+
+def unstack_nodes(stacked: Tensor, count: int, groups: int, dim: int) -> Tensor:
+    """Take apart a dimension that holds ``count`` nodes for each of ``C`` neurons.
+
+    A set of nodes is one standard layer with ``count * C`` output channels. In a grouped convolution a node must see
+    the inputs of its own neuron's group, so the channels lie in the order (group, node, neuron of the group).
+
+    Args:
+        stacked: any tensor with ``count * C`` entries along ``dim``.
+        count: nodes per neuron.
+        groups: groups of the layer; 1 for a Linear.
+        dim: the dimension to take apart.
+
+    Returns:
+        The nodes in front: shape ``(count, *stacked.shape)`` with ``C`` entries along the former ``dim``; a view where
+        ``groups`` is 1.
+
+    Example:
+        >>> unstack_nodes(torch.arange(6), count=3, groups=1, dim=0)
+        tensor([[0, 1],
+                [2, 3],
+                [4, 5]])
+        >>> unstack_nodes(torch.arange(6), count=3, groups=2, dim=0)
+        tensor([[0, 3],
+                [1, 4],
+                [2, 5]])
+    """
+    dim = dim % stacked.ndim
+    neurons = stacked.shape[dim] // count
+    apart: Tensor = stacked.unflatten(dim, (groups, count, neurons // groups))
+    return apart.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
