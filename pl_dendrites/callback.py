@@ -25,6 +25,7 @@ from pl_dendrites.history import by_reason, phase_record, why_none
 from pl_dendrites.monitor import Display
 from pl_dendrites.persistence import Persistence
 from pl_dendrites.ranks import Ranks
+from pl_dendrites.refusals import refuse_optimizers, refuse_unsupported
 from pl_dendrites.score import Score
 from pl_dendrites.sharding import Shards, changing, is_sharded
 from pl_dendrites.training_loss import TrainingLoss
@@ -196,12 +197,12 @@ class DendriteCallback(Persistence):
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._start_anew()
-            host.refuse_unsupported(trainer, self.monitor, grows_on_load)
+            refuse_unsupported(trainer, self.monitor, grows_on_load)
         self._shards.begin(trainer, pl_module, self._attach if self._stage == "fit" else None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites. Not in ``setup``, for models may make layers in ``setup`` and ``configure_model``."""
-        host.refuse_optimizers(trainer)
+        refuse_optimizers(trainer)
         self._seed = Ranks(trainer).first(torch.initial_seed() % 2**31)
         network = self._attach(trainer, pl_module)
         for reason, names in by_reason(network.skipped).items():

@@ -1,6 +1,7 @@
 """The Trainer's side: everything that reaches into a running Trainer, its strategy, optimizers and callbacks.
 
-No other file touches an attribute that Lightning does not document. What is done here to a Trainer is undone here.
+No other file touches an attribute that Lightning does not document, but for refusals.py, which reads one. What is done
+here to a Trainer is undone here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 
 from pl_dendrites.core.structure import is_constant_key
@@ -24,14 +24,14 @@ __all__ = [
     "ProgressBar",
     "StandStill",
     "bar_aside",
+    "callbacks_of",
     "computing_dtype",
     "gradient_scaler",
+    "is_a",
     "is_validated",
     "logged_hyperparameters",
     "logging_step",
     "logs_default_result",
-    "refuse_optimizers",
-    "refuse_unsupported",
     "shards",
     "unwrap",
     "wrap",
@@ -40,115 +40,15 @@ __all__ = [
 
 # In the folder of a checkpoint that each process writes a part of: all but weights and optimizer states.
 METADATA_FILE = "meta.pt"
-_REFUSED = {
-    "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
-    " second fit of the grown model.",
-    "StochasticWeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or"
-    " average in a second fit of the grown model.",
-    "BaseFinetuning": "thaws layers and adds parameter groups at epochs of its own choosing, also where the network is"
-    " to stand still. Finetune in a first fit, then grow dendrites in a second one without it.",
-    "ModelPruning": "renames weights and masks them, so that neither the best network nor a checkpoint would fit the"
-    " model any more. Remove it, or prune in a second fit of the grown model.",
-}
-_REFUSED_STRATEGIES = {  # some of them are kinds of DDPStrategy
-    "FSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
-    "DeepSpeedStrategy": "hands the optimizer's parameters to an engine that cannot take in those of new dendrites",
-    "XLAStrategy": "traces a network of fixed size, and this one grows",
-    "XLAFSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
-    "SingleDeviceXLAStrategy": "traces a network of fixed size, and this one grows",
-}
 
 
-_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
-
-
-def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -> None:
-    """Raise where dendrites could not be added or a result would be wrong, before any training.
-
-    Args:
-        trainer: the Trainer that is about to fit.
-        monitor: the metric that decides.
-        grows_on_load: whether the model was made to grow on load before this fit.
-
-    Raises:
-        MisconfigurationException: says what is in the way and what to do.
-    """
-    _refuse_strategy(trainer.strategy)
-    _refuse_model_parallel(trainer)
-    if _is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") and not grows_on_load:
-        raise MisconfigurationException(
-            "With ddp_spawn, ddp_fork and ddp_notebook Lightning loads the trained weights into the model of the first"
-            " process, and would drop the dendrites there. Call `pl_dendrites.grow_on_load(model)` before the fit, or"
-            " use strategy='ddp'."
-        )
-    if trainer.barebones:
-        raise MisconfigurationException(
-            f"Trainer(barebones=True) logs no metrics, and {monitor!r} is to decide. Use a Trainer without it."
-        )
-    for callback in _callbacks(trainer):
-        for name, reason in _REFUSED.items():
-            if _is_a(callback, name):
-                raise MisconfigurationException(f"{type(callback).__name__} {reason}")
-        if _is_a(callback, "EarlyStopping") and getattr(callback, "monitor", None) == monitor:
-            raise MisconfigurationException(
-                f"EarlyStopping(monitor={monitor!r}) would end training at the first plateau, where dendrites are to be"
-                " added. Remove it: DendriteCallback stops by itself, and its `patience` and `min_delta` mean the same."
-            )
-
-
-def _refuse_strategy(strategy: Any) -> None:
-    reason = next((reason for name, reason in _REFUSED_STRATEGIES.items() if _is_a(strategy, name)), None)
-    if reason is None and getattr(strategy, "_ddp_comm_state", None) is not None:
-        reason = "has a communication hook that remembers gradients of a network of fixed size (`ddp_comm_state`)"
-    if reason is None and not any(_is_a(strategy, name) for name in _STRATEGIES):
-        reason = "is not known to take in parameters that arrive during training"
-    if reason is not None:
-        raise MisconfigurationException(
-            f"DendriteCallback cannot work with {type(strategy).__name__}: it {reason}. Use `Trainer(devices=1)` or"
-            " `Trainer(strategy='ddp')`."
-        )
-
-
-def _refuse_model_parallel(trainer: pl.Trainer) -> None:
-    strategy: Any = trainer.strategy
-    if not shards(trainer):
-        return
-    if strategy.device_mesh["tensor_parallel"].size() > 1:
-        raise MisconfigurationException(
-            "DendriteCallback cannot work with tensor parallelism: no process would see all of a layer's neurons. Use"
-            " `ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`."
-        )
-    if any(_is_a(callback, "OnExceptionCheckpoint") for callback in _callbacks(trainer)):
-        raise MisconfigurationException(
-            f"OnExceptionCheckpoint cannot save with {type(strategy).__name__}: a checkpoint takes all processes, and"
-            " after an exception some are elsewhere. Remove it, and let ModelCheckpoint save often enough."
-        )
-
-
-def refuse_optimizers(trainer: pl.Trainer) -> None:
-    """Raise for optimizers that cannot take in a parameter.
-
-    Args:
-        trainer: the Trainer, with its optimizers set up.
-
-    Raises:
-        MisconfigurationException: says which one and what to do.
-    """
-    for optimizer in trainer.optimizers:
-        for name, manner in {"LBFGS": "lays out", "ZeroRedundancyOptimizer": "deals out"}.items():
-            if _is_a(optimizer, name):
-                raise MisconfigurationException(
-                    f"{name} {manner} its parameters once and cannot take in those of new dendrites. Use another"
-                    " optimizer."
-                )
-
-
-def _is_a(thing: object, name: str) -> bool:
-    # By name: `lightning.pytorch` and `pytorch_lightning` are two trees of the same classes.
+def is_a(thing: object, name: str) -> bool:
+    """Whether an object is of a class of that name: ``lightning.pytorch`` and ``pytorch_lightning`` both have one."""
     return any(kind.__name__ == name for kind in type(thing).__mro__)
 
 
-def _callbacks(trainer: pl.Trainer) -> list[Any]:
+def callbacks_of(trainer: pl.Trainer) -> list[Any]:
+    """A Trainer's callbacks."""
     return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
@@ -255,7 +155,7 @@ def is_validated(trainer: pl.Trainer, metric: str) -> bool:
 
 def shards(trainer: pl.Trainer) -> bool:
     """Whether a Trainer's model shards its parameters."""
-    return _is_a(trainer.strategy, "ModelParallelStrategy")
+    return is_a(trainer.strategy, "ModelParallelStrategy")
 
 
 def computing_dtype(module: Any) -> torch.dtype | None:
@@ -289,7 +189,7 @@ class BeforeLoading:
 def unwrap(trainer: pl.Trainer) -> None:
     """Take the wrapper of DDP off a network that stands still: it has no gradients to average."""
     strategy = trainer.strategy
-    if _is_a(strategy, "DDPStrategy") and strategy.model is not trainer.lightning_module:
+    if is_a(strategy, "DDPStrategy") and strategy.model is not trainer.lightning_module:
         strategy.model = trainer.lightning_module
         gc.collect()  # a wrapper is part of a cycle, and as large as all gradients
 
@@ -300,7 +200,7 @@ def wrap(trainer: pl.Trainer) -> None:
     All processes must call this; the first one's weights and buffers become those of all.
     """
     strategy: Any = trainer.strategy
-    if _is_a(strategy, "DDPStrategy"):
+    if is_a(strategy, "DDPStrategy"):
         unwrap(trainer)
         module: Any = trainer.lightning_module
         if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -354,7 +254,7 @@ class StandStill:
         self._module.untoggle_optimizer = self._untoggle  # type: ignore[method-assign]
         # A model that takes its optimizers without Lightning's wrapper steps them past the strategy.
         self._hooks = [optimizer.register_step_pre_hook(self._note_step) for optimizer in trainer.optimizers]
-        self._muted = [callback for callback in _callbacks(trainer) if _is_a(callback, "EarlyStopping")]
+        self._muted = [callback for callback in callbacks_of(trainer) if is_a(callback, "EarlyStopping")]
         for callback in self._muted:
             callback._run_early_stopping_check = _do_nothing
 
