@@ -60,7 +60,7 @@ def solve(seed: int) -> tuple[OneNeuron, int, int]:
     dendrites = DendriteCallback(
         "loss",
         max_dendrites=20,
-        candidates=8,
+        candidates=16,
         patience=2,
         max_tries=3,
         min_delta=0.02,
