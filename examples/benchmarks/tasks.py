@@ -70,7 +70,7 @@ TASKS = {
         "shakespeare",
         "shakespeare-gru",
         64,
-        (96,),
+        (32, 96, 192),
         30,
         **_TEXT,
         peer=None,
@@ -96,14 +96,18 @@ def task_of(name: str) -> Task:
 
     Raises:
         KeyError: if there is none of that name.
-        ValueError: if what is behind the @ is no number.
+        ValueError: if what is behind the @ is no width.
 
     Example:
         >>> task_of("letters").width, task_of("letters@64").width
         (16, 64)
     """
     name, at, width = name.partition("@")
-    return replace(TASKS[name], width=int(width)) if at else TASKS[name]
+    if not at:
+        return TASKS[name]
+    if int(width) < 1:
+        raise ValueError(f"a width is at least 1, got {width}")
+    return replace(TASKS[name], width=int(width))
 
 
 ROWS: dict[str, dict[str, Any]] = {
