@@ -116,7 +116,8 @@ def compare(
             dendrites is taken, for each of several settings. ``None``: no such control, and no honest answer to whether
             width would have done.
         seeds: the whole is run with seeds 0, 1, ...
-        trainer: settings of the Trainer, added to ``max_epochs=-1`` and no output.
+        trainer: settings of the Trainer, added to ``max_epochs=-1`` and no output. Every fit gets a copy of what is in
+            them, for callbacks and loggers remember the fits they saw.
 
     Returns:
         All runs.
@@ -219,8 +220,10 @@ class _Fits:
         best: float | None = None
         for _ in range(1 + restarts):
             callback = DendriteCallback(**arguments)
-            callbacks = [*self.settings.get("callbacks", []), callback]
-            trainer = pl.Trainer(**{**self.settings, "callbacks": callbacks})
+            settings = copy.deepcopy(self.settings)
+            users = settings.pop("callbacks", None) or []
+            callbacks = [*(users if isinstance(users, Sequence) else [users]), callback]
+            trainer = pl.Trainer(**settings, callbacks=callbacks)
             trainer.fit(model, datamodule=data)
             epochs += trainer.current_epoch
             score = callback.best_model_score

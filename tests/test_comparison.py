@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pl_dendrites import compare
@@ -76,6 +77,18 @@ def test_every_network_is_tested_once_and_the_controls_are_as_large_and_as_often
     assert f"{statistics.mean(accuracies):.4g} ± {statistics.stdev(accuracies):.2g}" in table[2]
     assert "val_acc" in table[0]
     json.dumps(comparison.rows())
+
+
+def test_each_fit_has_callbacks_of_its_own_for_some_remember_what_they_saw() -> None:
+    def epochs(trainer: dict[str, Any]) -> list[int]:
+        arguments = {**DENDRITES, "max_dendrites": 1}
+        comparison = compare(Classifier, Data, arguments, "val_acc", wider=Classifier, seeds=1, trainer=trainer)
+        return [run.epochs for run in comparison.runs]
+
+    # Patient enough for any of the fits, but not for two of them.
+    stopping = EarlyStopping("val_acc", mode="max", min_delta=1.0, patience=4)
+    assert epochs({"callbacks": stopping}) == epochs({"callbacks": None}) == [2, 5, 4, 4]
+    assert stopping.wait_count == 0
 
 
 def test_the_same_seeds_give_the_same_results() -> None:
