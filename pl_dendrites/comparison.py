@@ -103,14 +103,15 @@ def compare(
     """Train a model as it is, with dendrites, and with as many parameters in a wider network.
 
     All stop by the rule of :class:`~pl_dendrites.DendriteCallback`, by their validation score, and are tested once with
-    the best weights. Restarts alone can help, so the controls are restarted from their best weights as often as sets of
-    dendrites were tried, with fresh optimizers, and the best network of all these fits is tested.
+    the best weights. Restarts alone can help, and so can longer training: the controls are restarted from their best
+    weights, with fresh optimizers, as often as sets of dendrites were tried and until they have had as many epochs, and
+    the best network of all these fits is tested.
 
     Args:
         model: makes the model.
         data: makes its data, with a test part.
         dendrites: arguments of the ``DendriteCallback``, or several such by what they are to be called. The plain model
-            is then restarted as often as the one that tried most, and trained by the arguments of the first.
+            is then trained as much as the one that took most, by the arguments of the first.
         metric: what the model logs in ``test_step``.
         wider: makes the model with a width; the width whose parameters come closest to those of the network with
             dendrites is taken, for each of several settings. ``None``: no such control, and no honest answer to whether
@@ -155,9 +156,8 @@ def compare(
     with _seeds_aside():
         for seed in range(seeds):
             grown = [fits.run(name, seed, model, arguments) for name, arguments in settings.items()]
-            restarts = max(run.tries for run in grown)
             runs += [fits.run("plain", seed, model, first), *grown]
-            runs.append(fits.run("plain, restarted", seed, model, first, restarts=restarts))
+            runs.append(fits.run("plain, restarted", seed, model, first, beside=grown))
             if wider is not None:
                 runs += _wider(fits, wider, grown, settings)
     return Comparison(metric, tuple(runs))
@@ -181,7 +181,7 @@ def _wider(
     for run in grown:
         name = f"as large as {run.name}, restarted" if len(grown) > 1 else "wider, restarted"
         arguments, width = _none(settings[run.name]), closest_width(count, run.parameters)
-        runs.append(fits.run(name, run.seed, partial(wider, width), arguments, restarts=run.tries))
+        runs.append(fits.run(name, run.seed, partial(wider, width), arguments, beside=[run]))
     return runs
 
 
@@ -212,20 +212,22 @@ class _Fits:
         make: Callable[[], pl.LightningModule],
         arguments: Mapping[str, Any],
         *,
-        restarts: int = 0,
+        beside: Sequence[Run] = (),
     ) -> Run:
         pl.seed_everything(seed, workers=True, verbose=False)
         model, data = make(), self.data()
-        start, epochs = time.perf_counter(), 0
+        restarts = max((run.tries for run in beside), default=0)
+        long_enough = max((run.epochs for run in beside), default=0)
+        start, fits, epochs, trained = time.perf_counter(), 0, 0, True
         best: float | None = None
-        for _ in range(1 + restarts):
+        while fits <= restarts or (trained and epochs < long_enough):
             callback = DendriteCallback(**arguments)
             settings = copy.deepcopy(self.settings)
             users = settings.pop("callbacks", None) or []
             callbacks = [*(users if isinstance(users, Sequence) else [users]), callback]
             trainer = pl.Trainer(**settings, callbacks=callbacks)
             trainer.fit(model, datamodule=data)
-            epochs += trainer.current_epoch
+            fits, epochs, trained = fits + 1, epochs + trainer.current_epoch, trainer.current_epoch > 0
             score = callback.best_model_score
             assert score is not None
             if best is None or (score > best if callback.mode == "max" else score < best):
