@@ -81,7 +81,7 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
 def test_every_block_in_the_order_of_the_page(page: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(checkpoint, "best.ckpt")
     make = L.Trainer.__init__  # a bar takes longer than an epoch here
-    monkeypatch.setattr(L.Trainer, "__init__", lambda *a, **k: make(*a, enable_progress_bar=False, **k))
+    monkeypatch.setattr(L.Trainer, "__init__", lambda *a, **k: make(*a, **{**k, "enable_progress_bar": False}))
     with seeded(0):
         names: dict[str, Any] = {"model": MyModel(), "datamodule": Data(), "MyModel": MyModel}
         for line, kind, code in blocks(page):
