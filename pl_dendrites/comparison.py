@@ -220,6 +220,7 @@ class _Fits:
         long_enough = max((run.epochs for run in beside), default=0)
         start, fits, epochs, trained = time.perf_counter(), 0, 0, True
         best: float | None = None
+        # A limit on time may end fits before their first epoch does: more of them would not add up.
         while fits <= restarts or (trained and epochs < long_enough):
             callback = DendriteCallback(**arguments)
             settings = copy.deepcopy(self.settings)
