@@ -125,7 +125,8 @@ def compare(
 
     Raises:
         ValueError: if ``seeds`` is not positive, or no width makes ``wider`` large enough.
-        MisconfigurationException: if the metric is not logged in ``test_step``; lists those that are.
+        MisconfigurationException: if the metric is not logged in ``test_step``; lists those that are. If ``trainer``
+            ends a first fit before it was validated.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
@@ -230,9 +231,12 @@ class _Fits:
             trainer.fit(model, datamodule=data)
             fits, epochs, trained = fits + 1, epochs + trainer.current_epoch, trainer.current_epoch > 0
             score = callback.best_model_score
-            assert score is not None
-            if best is None or (score > best if callback.mode == "max" else score < best):
+            if score is not None and (best is None or (score > best if callback.mode == "max" else score < best)):
                 best, weights = score, copy.deepcopy(model.state_dict())
+            elif best is None:
+                raise MisconfigurationException(
+                    f"`trainer`: the fit of {name!r} ended before its first validation; give it more epochs or time"
+                )
             else:
                 model.load_state_dict(weights)
         assert best is not None

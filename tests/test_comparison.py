@@ -144,6 +144,25 @@ def test_a_restart_that_makes_a_network_worse_is_forgotten(mode: str, best: floa
     assert (restarted.score, restarted.result) == (best, best)
 
 
+class Hurried(Classifier):
+    """Only its first fits have time for an epoch; the others spoil it at once."""
+
+    fits = 0
+
+    def on_train_start(self) -> None:
+        Hurried.fits += 1
+        if Hurried.fits > 3:
+            self.trainer.should_stop = True
+            torch.nn.init.zeros_(self.net[0].weight)
+
+
+def test_a_restart_that_ends_before_its_first_validation_is_forgotten() -> None:
+    Hurried.fits = 0
+    _, grown, restarted = compare(Hurried, Data, DENDRITES, "val_loss", seeds=1).runs
+    assert (restarted.epochs, Hurried.fits) == (2, 3 + grown.tries)
+    assert restarted.result == pytest.approx(restarted.score)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match=r"'f1' is not logged in test_step; logged are \['val_acc'"):
         compare(Classifier, Data, DENDRITES, "f1", seeds=1)
@@ -151,3 +170,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(Classifier, Data, DENDRITES, "val_acc", seeds=0)
     with pytest.raises(ValueError, match="`wider` has 56 parameters at a width of 1048576"):
         compare(Classifier, Data, DENDRITES, "val_acc", wider=lambda width: Classifier(), seeds=1)
+    with pytest.raises(MisconfigurationException, match="fit of 'with dendrites' ended before its first validation"):
+        compare(Classifier, Data, DENDRITES, "val_acc", seeds=1, trainer={"max_epochs": 0})
