@@ -46,8 +46,8 @@ class DendriteCallback(Persistence):
         mode: whether a good score is small or large.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that receive
             dendrites, or in code a predicate of name and module; ``None``: every Linear, convolution and recurrent
-            layer that can and is not frozen. A name or type name may mean any other module too, whose dendrites are
-            then copies of it.
+            layer that can and is not frozen. A name, or a type name that none of these layers has, may mean any other
+            module too, whose dendrites are then copies of it.
         exclude: layers that receive none, named in the same way.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of

@@ -71,8 +71,8 @@ def select_targets(
         model: any module.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``), or a predicate of name
             and module; ``None``: every Linear, convolution and recurrent layer that is not frozen. Globs and predicates
-            choose among layers of those types; a name or type name may mean any other module too, whose dendrites are
-            then copies of it.
+            choose among layers of those types; a name, or a type name that none of these layers has, may mean any other
+            module too, whose dendrites are then copies of it.
         exclude: the same, taken out of ``targets``.
 
     Returns:
@@ -200,9 +200,7 @@ def _is_frozen(layer: nn.Module) -> bool:
 
 def _named(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[str]:
     names = {pattern for pattern in patterns if pattern in modules}
-    return names | {
-        name for name, module in modules.items() if any(_is_type(p, module) for p in patterns if p not in names)
-    }
+    return names.union(*(_of_type(pattern, modules) for pattern in patterns if pattern not in names))
 
 
 def _matches(patterns: Sequence[str] | Predicate, modules: Mapping[str, nn.Module]) -> set[str]:
@@ -212,13 +210,16 @@ def _matches(patterns: Sequence[str] | Predicate, modules: Mapping[str, nn.Modul
     for pattern in patterns:
         # The name of a module means that module, even where it reads as a pattern or a type too.
         found |= {pattern} & modules.keys() or {
-            name for name, module in modules.items() if fnmatchcase(name, pattern) or _is_type(pattern, module)
+            *(name for name in modules if fnmatchcase(name, pattern)),
+            *_of_type(pattern, modules),
         }
     return found
 
 
-def _is_type(pattern: str, module: nn.Module) -> bool:
-    return any(kind.__name__ == pattern for kind in type(module).__mro__[:-2])
+def _of_type(pattern: str, modules: Mapping[str, nn.Module]) -> set[str]:
+    found = {n for n, module in modules.items() if any(k.__name__ == pattern for k in type(module).__mro__[:-2])}
+    # A model is often called like the layer in it: `GRU` then means the layer.
+    return {name for name in found if is_layer(modules[name])} or found
 
 
 def _wish(patterns: Sequence[str] | Predicate) -> str:

@@ -125,6 +125,24 @@ def test_subclasses_of_a_type_are_of_that_type() -> None:
     assert list(select_targets(model, ["OwnLinear"]).chosen) == ["0"]
 
 
+class GRU(nn.Module):
+    """Called like the layer in it, as many are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(2, 3), nn.Linear(3, 2)
+
+
+def test_a_type_name_means_the_layers_of_that_type_before_a_module_that_is_called_so_too() -> None:
+    model = nn.Sequential(GRU(), nn.GRU(2, 3))
+    assert list(select_targets(model, ["GRU"]).chosen) == ["0.gru", "1"]
+    assert list(select_targets(model, ["GRU", "Linear"]).chosen) == ["0.gru", "0.head", "1"]
+    assert list(select_targets(model, exclude=["GRU"]).chosen) == ["0.head"]
+    assert list(select_targets(model, ["0"]).chosen) == ["0"]
+    model[0].gru = model[1] = nn.Identity()
+    assert list(select_targets(model, ["GRU"]).chosen) == ["0"]
+
+
 def test_attention_is_left_alone_with_a_reason_and_the_rest_of_a_transformer_is_not() -> None:
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
     selection = select_targets(model)
