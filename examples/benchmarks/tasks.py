@@ -65,7 +65,7 @@ TASKS = {
     "adult": Task("adult", "adult", 8, (2, 16, 64, 256), 3),
     "mnist-mlp": Task("mnist", "mnist-mlp", 16, (8, 32, 128), 3, batch=128),
     "mnist-cnn": Task("mnist", "mnist-cnn", 4, (8,), 17, batch=128),
-    # The GRU itself grows, not the layer that reads it: what is remembered is what is missing.
+    # All of it grows as one. By the loss on validation data this is as good as its two layers, and better than the GRU.
     "shakespeare-gru": Task(
         "shakespeare",
         "shakespeare-gru",
@@ -75,7 +75,7 @@ TASKS = {
         **_TEXT,
         peer=None,
         sparse=False,
-        arguments={**_TEXT_PHASES, "targets": ["GRU"]},
+        arguments={**_TEXT_PHASES, "targets": ["net"]},
     ),
     # The feed-forward layers grow: attention uses its projections' weights and never calls them.
     "shakespeare-transformer": Task(
