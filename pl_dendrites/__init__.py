@@ -8,8 +8,8 @@ from pl_dendrites.core import DendriticNetwork, attach, detach, grow_on_load, re
 
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
-    from pl_dendrites.checkpoint import load_from_checkpoint
     from pl_dendrites.comparison import compare
+    from pl_dendrites.saved.loading import load_from_checkpoint
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
         return DendriteCallback
     if name == "load_from_checkpoint":
-        from pl_dendrites.checkpoint import load_from_checkpoint
+        from pl_dendrites.saved.loading import load_from_checkpoint
 
         return load_from_checkpoint
     if name == "compare":

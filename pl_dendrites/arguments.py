@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pl_dendrites.core.functional import ACTIVATIONS
+from pl_dendrites.core.checks import check, check_at_least, check_one_of
+from pl_dendrites.core.growth.block import check_form
 
-__all__ = [
-    "check",
-    "check_arguments",
-    "check_at_least",
-    "check_one_of",
-    "check_patterns",
-    "machine_settings",
-    "shown_settings",
-]
+__all__ = ["Settings", "check_patterns"]
 
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
@@ -50,41 +42,64 @@ _DECIDE = (
 _SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
 
-def check(name: str, holds: bool, allowed: str, value: object) -> None:
-    """Raise ``ValueError`` unless a condition on a value holds.
+class Settings:
+    """The arguments of a :class:`~pl_dendrites.DendriteCallback`, as those want them who work with them.
 
-    Example:
-        >>> check("monitor", False, "the name of a metric", None)
-        Traceback (most recent call last):
-        ValueError: `monitor` must be the name of a metric, got None
+    Args:
+        given: all of them by name.
+        of: what they were given to; it knows the defaults.
+
+    Attributes:
+        monitor: the metric that decides.
+        mode: whether a good score is small or large.
+        targets: the layers that grow.
+        exclude: taken out of ``targets``.
+        next: what dendrites to come are like, for :meth:`~pl_dendrites.core.DendriticNetwork.set_next`.
+        machine: of the :class:`~pl_dendrites.core.phases.PhaseMachine`.
+        phase: of a :class:`~pl_dendrites.training.correlation_phase.CorrelationPhase`.
+        record: what every record of the history says of the rule.
+        shown: by which runs are told apart.
+        by_gradient: whether there are no correlation phases.
+        max_dendrites: most dendrites per neuron.
+        correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
+        restart: whether each base phase starts with optimizers and schedulers as they were when the fit began.
+        dirpath: where to write ``best.ckpt``.
+        verbose: whether to say on the console what happens.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
-    if not holds:
-        raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
 
-
-def check_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise ``ValueError`` unless a value is one of those allowed.
-
-    Example:
-        >>> check_one_of("mode", "maximum", ["min", "max"])
-        Traceback (most recent call last):
-        ValueError: `mode` must be one of ['min', 'max'], got 'maximum'
-    """
-    check(name, value in list(allowed), f"one of {list(allowed)}", value)
-
-
-def check_at_least(name: str, value: Any, bound: float) -> None:
-    """Raise ``ValueError`` unless a value is a finite number of at least ``bound``; an integer if ``bound`` is one.
-
-    Example:
-        >>> check_at_least("patience", 0, 1)
-        Traceback (most recent call last):
-        ValueError: `patience` must be an integer of at least 1, got 0
-    """
-    whole = isinstance(bound, int)
-    right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    holds = right_type and math.isfinite(value) and value >= bound
-    check(name, holds, f"{'an integer' if whole else 'a number'} of at least {bound}", value)
+    def __init__(self, given: Mapping[str, Any], of: Callable[..., Any]) -> None:
+        _check(given)
+        self.monitor: str = given["monitor"]
+        self.mode: Literal["min", "max"] = given["mode"]
+        self.targets, self.exclude = given["targets"], given["exclude"]
+        self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
+        self.next: dict[str, Any] = {
+            "activation": given["activation"] or ("gelu" if live else "tanh"),
+            "live": live,
+            "fan_in": given["fan_in"],
+            "share": given["share"],
+        }
+        self.machine: dict[str, Any] = {name: given[name] for name in _DECIDE} | {
+            "score_name": given["monitor"],
+            "correlation": not self.by_gradient,
+            "sparse": given["fan_in"] is not None,
+        }
+        self.phase: dict[str, Any] = {
+            "pool": given["candidates"],
+            "batches": given["candidate_batches"],
+            "optimizer": given["optimizer"],
+            "validate": not given["skip_validation"],
+        }
+        self.record = {name: given[name] for name in ("monitor", "mode", "learning")}
+        defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
+        changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
+        self.shown = {name: given[name] for name in sorted(changed.union(_SHOWN))}
+        self.max_dendrites: int = given["max_dendrites"]
+        self.correlation_min_delta: float = given["correlation_min_delta"]
+        self.restart, self.verbose, self.dirpath = given["restart"], given["verbose"], given["dirpath"]
 
 
 def check_patterns(name: str, value: object) -> None:
@@ -99,37 +114,18 @@ def check_patterns(name: str, value: object) -> None:
     check(name, texts or callable(value), "a list of names or patterns", value)
 
 
-def check_fan_in(value: object) -> None:
-    """Raise ``ValueError`` unless a value is a number of inputs, a share of them, or ``None``.
-
-    Example:
-        >>> check_fan_in(1.5)
-        Traceback (most recent call last):
-        ValueError: `fan_in` must be an integer of at least 1 or a share up to 1.0, got 1.5
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    holds = value is None or (number and (0 < value <= 1 if isinstance(value, float) else value >= 1))  # type: ignore[operator]
-    check("fan_in", holds, "an integer of at least 1 or a share up to 1.0", value)
-
-
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless a :class:`~pl_dendrites.DendriteCallback` can be made of these arguments.
-
-    Args:
-        given: all of them by name.
-    """
+def _check(given: Mapping[str, Any]) -> None:
     monitor, optimizer, dirpath = given["monitor"], given["optimizer"], given["dirpath"]
     check("monitor", isinstance(monitor, str) and bool(monitor), "the name of a metric", monitor)
     check_one_of("mode", given["mode"], ("min", "max"))
     check_one_of("learning", given["learning"], ("correlation", "gradient", "hybrid"))
     check_one_of("min_delta_mode", given["min_delta_mode"], ("abs", "rel"))
     activation = given["activation"]
-    check_one_of("activation", "tanh" if activation is None else activation, ACTIVATIONS)
+    check_form("tanh" if activation is None else activation, given["fan_in"])
     for name in ("targets", "exclude"):
         check_patterns(name, () if name == "targets" and given[name] is None else given[name])
     for name, bound in _BOUNDS.items():
         check_at_least(name, bound if name == "base_epochs" and given[name] is None else given[name], bound)
-    check_fan_in(given["fan_in"])
     share = given["share"]
     number = isinstance(share, int | float) and not isinstance(share, bool)
     check("share", number and 0 < share <= 1, "a number above 0 and up to 1", share)
@@ -139,25 +135,3 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("skip_validation", "stop_on_overfit", "restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
-
-
-def machine_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the :class:`~pl_dendrites.core.phases.PhaseMachine`, of all those of the callback."""
-    others = {
-        "score_name": given["monitor"],
-        "correlation": given["learning"] != "gradient",
-        "sparse": given["fan_in"] is not None,
-    }
-    return {name: given[name] for name in _DECIDE} | others
-
-
-def shown_settings(given: Mapping[str, Any], of: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments by which runs are told apart.
-
-    Args:
-        given: all arguments by name.
-        of: what they were given to; knows the defaults.
-    """
-    defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
-    changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
-    return {name: given[name] for name in sorted(changed.union(_SHOWN))}

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from pl_dendrites.callback import DendriteCallback
-from pl_dendrites.history import parameter_count
+from pl_dendrites.core.cost import parameter_count
 
 __all__ = ["Comparison", "Run", "closest_width", "compare"]
 

@@ -17,26 +17,16 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from pl_dendrites.arguments import check, check_at_least
-from pl_dendrites.checkpoint import read_checkpoint
-from pl_dendrites.figures import can_draw, draw_correlations, draw_growth
-from pl_dendrites.history import by_reason
-from pl_dendrites.pages import Block, Facts, Heading, Items, Name, Paragraph, Picture, Table, to_html, to_markdown
-from pl_dendrites.state import STATE_FORMAT, check_state
+from pl_dendrites.core.checks import check
+from pl_dendrites.reporting.figures import can_draw
+from pl_dendrites.reporting.page import to_html, to_markdown
+from pl_dendrites.reporting.report import Controls, Record, report_blocks
+from pl_dendrites.saved.fit_state import FitState
+from pl_dendrites.saved.loading import read_checkpoint
 
-__all__ = ["main", "read_history", "report_blocks", "write_report"]
+__all__ = ["main", "read_history", "write_report"]
 
 _TITLE = "Growth of dendrites"
-_RUNNING = "still running when this was written"
-_CONTROL_KEYS = {"score", "parameters", "epochs"}
-
-_LAYER_COUNTS = ("neurons", "dendrites", "parameters")
-
-Record = Mapping[str, Any]
-Controls = Mapping[str, Mapping[str, float]]
-
-
-# -- writing ------------------------------------------------------------------------------------------------------
 
 
 @rank_zero_only
@@ -59,7 +49,7 @@ def write_report(path: str | Path, history: Sequence[Record], controls: Controls
         >>> from torch import nn
         >>> from pl_dendrites.core import attach
         >>> from pl_dendrites.core.phases import PhaseMachine
-        >>> from pl_dendrites.history import phase_record
+        >>> from pl_dendrites.reporting.records import phase_record
         >>> history = [phase_record(PhaseMachine(), attach(nn.Linear(4, 2)), "training ended")]
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     write_report(f"{directory}/report.html", history)
@@ -136,264 +126,10 @@ def _history_in(path: Path) -> list[dict[str, Any]]:
     if not states:
         raise ValueError(f"'{path}' has no state of a DendriteCallback")
     try:
-        check_state(states[0], STATE_FORMAT)
+        state = FitState.from_dict(states[0])
     except ValueError as error:
         raise ValueError(f"the DendriteCallback state in '{path}' cannot be read: {error}") from error
-    return [*states[0]["history"], *filter(None, [states[0].get("running")])]
-
-
-# -- what it says -------------------------------------------------------------------------------------------------
-
-
-def report_blocks(history: Sequence[Record], controls: Controls | None = None) -> list[Block]:
-    """What a report consists of.
-
-    Args:
-        history: records of phases; one without a ``reason`` is still running.
-        controls: see :func:`write_report`.
-
-    Raises:
-        ValueError: if there are no records, or a control is not as described.
-    """
-    if not history:
-        raise ValueError("there is nothing to report: no fit has begun")
-    _check_controls(controls)
-    run = _Run(history, controls or {})
-    blocks: list[Block] = [Paragraph(run.headline(), stands_out=True), run.facts()]
-    if run.scores:
-        blocks.append(
-            Picture(
-                "growth",
-                f"{run.metric} over the epochs of all phases. " + "".join(run.headline()),
-                lambda theme: draw_growth(history, run.metric, run.mode, theme, run.control_scores),
-            )
-        )
-    blocks += [*run.sets(), *run.control(), *run.layers(), *run.cost(), *run.left_alone(), *run.phases()]
-    return blocks
-
-
-def _check_controls(controls: Controls | None) -> None:
-    check("controls", controls is None or isinstance(controls, Mapping), "a dict of dicts", controls)
-    for name, control in (controls or {}).items():
-        entries = isinstance(control, Mapping) and {"score"} <= set(control) <= _CONTROL_KEYS
-        check(f"controls[{name!r}]", entries, "a dict with 'score' and, if known, 'parameters' and 'epochs'", control)
-        for key, value in control.items():
-            check_at_least(f"controls[{name!r}][{key!r}]", value, float("-inf") if key == "score" else 0)
-
-
-class _Run:
-    """A history, and what the parts of a report say of it."""
-
-    def __init__(self, history: Sequence[Record], controls: Controls) -> None:
-        self.history, self.controls = history, controls
-        self.control_scores = {name: control["score"] for name, control in controls.items()}
-        self.metric: str = history[0].get("monitor", "score")
-        self.mode: Any = history[0].get("mode", "min")
-        self.learning: str = history[0].get("learning", "correlation")
-        self.sign = 1.0 if self.mode == "max" else -1.0
-        # A set that was rejected is no part of the network that the fit leaves.
-        self.first, self.last = history[0], [history[0], *(r for r in history if r["accepted"] is not False)][-1]
-        self.scores = [score for record in history for score in record["scores"] if score is not None]
-        self.before, self.after = self.first["score"], history[-1]["best_score"]
-        self.tried = [record for record in history if record["phase"] == "base" and record["accepted"] is not None]
-        self.kept = [record for record in self.tried if record["accepted"]]
-        self.added = self.last["dendrites"] - self.first["dendrites"]
-        self.starts = [sum(r["epochs"] for r in history[:i]) for i in range(len(history))]
-
-    def headline(self) -> list[str]:
-        """Whether it was worth it, in one or two sentences."""
-        end = f" Growth ended: {_sentence(self.history[-1]['reason'])}" if self.history[-1]["reason"] else ""
-        end = end or f" The fit was {_RUNNING}."
-        if self.control_scores and self.after is not None:
-            name, score = max(self.control_scores.items(), key=lambda item: self.sign * item[1])
-            compared = self._gain(score, self.after)
-            end = f" A plain network, {name}, has {_number(score)}: the grown one is {compared}.{end}"
-        if not self.tried:
-            return ["No dendrites were added: no set was tried.", end]
-        if not self.kept:
-            return [f"No dendrites were added: {_count(len(self.tried), 'set')} tried, none of them helped.", end]
-        gained = [Name(self.metric), f" went from {_number(self.before)} to {_number(self.after)}"]
-        gained.append(self._gain(self.before, self.after, " (", ")"))
-        return [*gained, f" with {_count(self.last['dendrites'], 'dendrite')} per neuron.", end]
-
-    def facts(self) -> Facts:
-        """The figures that are looked for first."""
-        epochs = {
-            phase: sum(r["epochs"] for r in self.history if r["phase"] == phase) for phase in ("base", "correlation")
-        }
-        return Facts(
-            [
-                (f"best {self.metric}", _number(self.after), f"before: {_number(self.before)}"),
-                ("dendrites per neuron", str(self.last["dendrites"]), f"before: {self.first['dendrites']}"),
-                ("parameters", f"{self.last['parameters']:,}", f"before: {self.first['parameters']:,}"),
-                ("sets kept", f"{len(self.kept)} of {len(self.tried)}", "tried"),
-                ("epochs", str(sum(epochs.values())), f"{epochs['base']} base, {epochs['correlation']} correlation"),
-            ]
-        )
-
-    def sets(self) -> list[Block]:
-        """A row for each set: when it came, what it gained, and whether it was kept."""
-        rows = []
-        for i, record in enumerate(self.history):
-            if record not in self.tried:
-                continue
-            to_beat = next((r["best_score"] for r in reversed(self.history[:i])), None)
-            verdict = "kept" if record["accepted"] else "rejected" if record["reason"] else "on trial"
-            rows.append(
-                [
-                    str(record["cycle"]),
-                    verdict,
-                    self._why(record, to_beat),
-                    _number(to_beat),
-                    _number(record["score"]),
-                    str(record["dendrites"]),
-                    f"{record['parameters']:,}",
-                    f"{self.starts[i]} to {self.starts[i] + record['epochs']}",
-                ]
-            )
-        if not rows:
-            return []
-        columns = ("cycle", "verdict", "why", "to beat", "best", "dendrites", "parameters", "epochs")
-        return [Heading("Sets of dendrites"), Table("Sets of dendrites", columns, rows, ("verdict", "why"))]
-
-    def _why(self, record: Record, to_beat: float | None) -> str:
-        score = record["score"]
-        if record["accepted"]:
-            return self._gain(to_beat, score)
-        if not record["reason"]:
-            return _RUNNING
-        if score is None or to_beat is None:
-            return "no finite score"
-        if self.sign * (score - to_beat) > 0:
-            return f"{self._gain(to_beat, score)}, less than min_delta asks for"
-        return self._gain(to_beat, score) or "no better"
-
-    def _gain(self, before: float | None, after: float | None, start: str = "", end: str = "") -> str:
-        if before is None or after is None:
-            return ""
-        change = self.sign * (after - before)
-        share = f" by {abs(change / before):.1%}" if before else f" by {abs(change):.4g}"
-        word = "better" if change > 0 else "worse" if change < 0 else "the same"
-        return f"{start}{word}{share if change else ''}{end}"
-
-    def control(self) -> list[Block]:
-        """Plain networks beside the grown one."""
-        heading = Heading("Against plain networks")
-        if not self.controls:
-            return [
-                heading,
-                Paragraph(
-                    "No control was given. Whether the dendrites are worth their parameters, only a plain network of"
-                    " as many parameters, trained as long, can tell: train one and pass its score as a control."
-                ),
-            ]
-        epochs = str(sum(record["epochs"] for record in self.history))
-        rows: list[list[Any]] = [["grown", "", _number(self.after), f"{self.last['parameters']:,}", epochs]]
-        for name, control in self.controls.items():
-            parameters, trained = (f"{control[key]:,}" if key in control else "" for key in ("parameters", "epochs"))
-            compared = self._gain(control["score"], self.after)
-            rows.append([name, compared, _number(control["score"]), parameters, trained])
-        columns = ("network", "the grown one is", f"best {self.metric}", "parameters", "epochs")
-        return [heading, Table("Grown and plain networks", columns, rows, columns[1:2])]
-
-    def layers(self) -> list[Block]:
-        """What grew where, and how well its candidates correlated with the errors there."""
-        layers: Mapping[str, Any] = self.last.get("layers", {})
-        sets = [record for record in self.history if record["correlation"]]
-        names = list(dict.fromkeys([*layers, *(name for record in sets for name in record["correlation"])]))
-        if not names:
-            return []
-        blocks: list[Block] = [Heading("Layers")]
-        if layers:
-            columns = ("layer", "type", "neurons", "dendrites", "parameters of dendrites")
-            rows = [
-                [Name(name or "model"), layer["type"], *(_count(layer[key]) for key in _LAYER_COUNTS)]
-                for name, layer in layers.items()
-            ]
-            blocks.append(Table("Layers that can grow", columns, rows, ("type",)))
-        if sets:
-            shows = "Absolute correlation of the best candidates with their neurons' errors, by layer and cycle."
-            note = "Mean over a layer's neurons, and the largest, at the end of each correlation phase. Near 0 there is"
-            found = [[record["correlation"].get(name) for record in sets] for name in names]
-            blocks += [
-                Picture("correlations", shows, lambda theme: draw_correlations(self.history, theme)),
-                Paragraph(f"{shows} {note} nothing left in a layer that a dendrite could explain."),
-                Table(
-                    "Correlations",
-                    ("layer", *(f"cycle {record['cycle']}: mean, largest" for record in sets)),
-                    [
-                        [Name(name or "model"), *(f"{f['mean']:.3f}, {f['max']:.3f}" if f else "" for f in row)]
-                        for name, row in zip(names, found, strict=True)
-                    ],
-                ),
-            ]
-        return blocks
-
-    def cost(self) -> list[Block]:
-        """Parameters, and what a step costs by the matrix products of the target layers."""
-        before, after = self.first["dendrites"], self.last["dendrites"]
-        pool = max((record.get("candidates", 0) for record in self.history), default=0)
-        rows = [
-            ["parameters", f"{self.first['parameters']:,}", f"{self.last['parameters']:,}"],
-            ["inference", *(f"{1 + k:.2f}" for k in (before, after))],
-            ["training step, base phase", *(f"{_base(k, self.learning):.2f}" for k in (before, after))],
-        ]
-        if pool:
-            name = f"training step, correlation phase ({_count(pool, 'candidate')})"
-            rows.append([name, *(f"{_correlation(k, pool):.2f}" for k in (before, after))])
-        spent = sum(
-            r["epochs"]
-            * (_base(r["dendrites"], self.learning) if r["phase"] == "base" else _correlation(r["dendrites"], pool))
-            for r in self.history
-        )
-        epochs = sum(record["epochs"] for record in self.history)
-        note = (
-            "Of the layers that grow, by their matrix products: 1 is the same step of a plain layer. What a clock says"
-            " depends on the size of the layers and on the machine."
-        )
-        if pool or not any(record["phase"] == "correlation" for record in self.history):
-            note += f" The {epochs} epochs of this fit cost what {spent:.0f} epochs of the plain layers do."
-        return [Heading("Cost"), Table("Cost", ("", "before", "after"), rows), Paragraph(note)]
-
-    def left_alone(self) -> list[Block]:
-        """The layers without dendrites, by reason."""
-        skipped = self.history[-1].get("skipped", {})
-        items = [
-            [*[part for name in names for part in (", ", Name(name or "model"))][1:], f": {reason}"]
-            for reason, names in by_reason(skipped).items()
-        ]
-        return [Heading("Layers left alone"), Items(items)] if items else []
-
-    def phases(self) -> list[Block]:
-        """Why each phase ended, in the order of time."""
-        items = [
-            f"{record['phase'].capitalize()} phase of cycle {record['cycle']}, epochs {start} to"
-            f" {start + record['epochs']}: {record['reason'] or _RUNNING}"
-            for record, start in zip(self.history, self.starts, strict=True)
-        ]
-        return [Heading("Why each phase ended"), Items(items, ordered=True)]
-
-
-def _base(dendrites: int, learning: str) -> float:
-    return (3 + dendrites) / 3 if learning == "correlation" else 1.0 + dendrites
-
-
-def _correlation(dendrites: int, pool: int) -> float:
-    return (2 + dendrites + 2 * pool) / 3
-
-
-def _number(score: float | None) -> str:
-    return "none" if score is None else f"{score:.4g}"
-
-
-def _count(number: int | None, thing: str = "") -> str:
-    if not thing:
-        return "" if number is None else f"{number:,}"
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+    return [*state.history, *filter(None, [state.running])]
 
 
 if __name__ == "__main__":

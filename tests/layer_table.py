@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pl_dendrites.core import attach
-from pl_dendrites.core.targets import plain_name, reasons_against, select_targets
+from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.targets import reasons_against, select_targets
 from tests.model_zoo import MISSING, MODELS, call, loss_of, make
 
 PAGE = Path(__file__).parents[1] / "docs" / "layers.md"

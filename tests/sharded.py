@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from pl_dendrites.core.shapes import local
+from pl_dendrites.core.tensors import local
 from tests.models import QUIET, quick
 from tests.together import PLACES, Net, batches, double_precision
 

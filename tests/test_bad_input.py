@@ -211,7 +211,7 @@ BOOLEANS = ["skip_validation", "stop_on_overfit", "restart", "verbose"]
 NAN, INF = float("nan"), float("inf")
 ARGUMENTS = [
     *[
-        ("fan_in", value, "an integer of at least 1 or a share up to 1.0")
+        ("fan_in", value, "a positive number of inputs or a share of them up to 1.0")
         for value in (0, -1, 0.0, 1.5, True, "3", NAN)
     ],
     *[("share", value, "a number above 0 and up to 1") for value in (0, -0.5, 1.5, True, "3", NAN, None)],

@@ -47,7 +47,7 @@ def test_a_fit_from_yaml_beside_a_learning_rate_monitor(tmp_path: Path) -> None:
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-            phase = dendrites_of(trainer)._correlation
+            phase = dendrites_of(trainer)._fit._correlation
             if phase is not None:
                 made.append(phase._optimizer)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
-from pl_dendrites.core.dendrites import add_dendrites
+from pl_dendrites.core.growth.hooks import add_dendrites
 from tests.models import QUIET, Classifier, bits, classifier, loaders, optimizer_bits, quick, same_bits, train
 
 EPOCHS = 9

@@ -28,7 +28,7 @@ from torch._dynamo import eval_frame
 from torch.utils.data import ConcatDataset, DataLoader
 
 from pl_dendrites import DendriteCallback, load_from_checkpoint
-from pl_dendrites.core.dendrites import add_dendrites
+from pl_dendrites.core.growth.hooks import add_dendrites
 from tests.faults import kill
 from tests.models import QUIET, Classifier, bits, classifier, half, loaders, optimizer_bits, quick, same_bits, train
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pl_dendrites import load_from_checkpoint
 from pl_dendrites.core import Form, attach
-from pl_dendrites.sharding import scatter_weights
+from pl_dendrites.core.growth.sharded import scatter_weights
 from tests.models import QUIET, loaders, quick, same_bits
 from tests.sharded import SETTINGS, Linears, fit, strategy
 from tests.test_ddp import assert_close, difference

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from pl_dendrites import load_from_checkpoint
 from pl_dendrites.core import attach
-from pl_dendrites.correlation import adam
+from pl_dendrites.training.correlation_phase import adam
 from tests.models import QUIET, Classifier, bits, classifier, loaders, quick
 from tests.together import double_precision
 

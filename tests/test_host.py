@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.optim import SGD, Adam, lr_scheduler
 
-from pl_dendrites import attach, host
+from pl_dendrites import attach
+from pl_dendrites.training.stand_still import StandStill
+from pl_dendrites.training.trainer import wrap
 from tests.models import Classifier, classifier, quick, train
 
 
@@ -68,7 +70,7 @@ def test_stand_still_alone() -> None:
     configs = trainer.strategy.lr_scheduler_configs = [scheduler]
     loop = trainer.fit_loop.epoch_loop
     of_loop = set(vars(loop))
-    still = host.StandStill(trainer, validate=False)
+    still = StandStill(trainer, validate=False)
     assert not loop._should_check_val_fx(None)
     assert trainer.strategy.lr_scheduler_configs == []
     assert still.scheduler_states() == [scheduler.scheduler.state_dict()]
@@ -104,7 +106,7 @@ def test_ddp_spares_itself_the_constants_of_dendrites_and_nothing_else(own: list
     if own is not None:
         model._ddp_params_and_buffers_to_ignore = own
     strategy = DDPStrategy(model)
-    host.wrap(SimpleNamespace(strategy=strategy, lightning_module=model))
+    wrap(SimpleNamespace(strategy=strategy, lightning_module=model))
     constants = ["net.0.dendrites.0.code", "net.0.dendrites.0.nodes.inputs"]
     assert sorted(strategy.left_out) == sorted([*(own or []), *constants])
     assert getattr(model, "_ddp_params_and_buffers_to_ignore", None) == own

@@ -16,7 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pl_dendrites import DendriteCallback
-from pl_dendrites.history import correlation_figures, parameter_count, summary_table
+from pl_dendrites.core.cost import parameter_count
+from pl_dendrites.reporting.records import correlation_figures
+from pl_dendrites.reporting.tables import summary_table
 from tests.models import Classifier, bits, classifier, quick, train
 
 LAYERS = ["net.0", "net.4"]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from pl_dendrites import optimizers
+from pl_dendrites.training import optimizers
 from tests.models import Classifier, Rates, classifier, quick, train
 
 # -- parameters come and go ---------------------------------------------------------------------------------------

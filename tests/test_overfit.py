@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_dendrites.training_loss import TrainingLoss
+from pl_dendrites.training.score import TrainingLoss
 from tests.models import QUIET, quick
 
 

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from pl_dendrites import DendriteCallback
-from pl_dendrites.pages import Picture, to_markdown
-from pl_dendrites.report import report_blocks
+from pl_dendrites.reporting.page import Picture, to_markdown
+from pl_dendrites.reporting.report import report_blocks
 from tests.models import classifier, quick, train
 
 State = dict[str, Any]

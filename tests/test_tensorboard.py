@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams
 
-from pl_dendrites.figures import draw_growth
+from pl_dendrites.reporting.figures import draw_growth
 from tests.models import classifier, quick, train
 
 LAYERS = ["net.0", "net.4"]
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     class Demand(L.Callback):
         def on_train_epoch_start(self, trainer, pl_module) -> None:
-            dendrites._machine._min_delta = 10.0 if dendrites.cycle == 2 else 0.0
+            dendrites._fit.machine._min_delta = 10.0 if dendrites.cycle == 2 else 0.0
 
     train(model, Demand(), dendrites, logger=logger)
     assert [record["accepted"] for record in dendrites.history] == [None, None, True, None, False]
@@ -321,7 +321,7 @@ def test_a_picture_that_fails_ends_no_fit(
         raise OSError("no space left")
 
     if fails == "drawing":
-        monkeypatch.setattr("pl_dendrites.figures.draw_growth", fail)
+        monkeypatch.setattr("pl_dendrites.reporting.figures.draw_growth", fail)
     dendrites, logger = quick(max_dendrites=1), Broken() if fails == "logger" else TensorBoardLogger(tmp_path)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")

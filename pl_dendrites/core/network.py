@@ -8,25 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.candidates import Candidates
-from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.freeze import Freeze
-from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.hosts import (
-    apply_structure,
-    dendrites_of,
-    grow_on_load,
-    hang,
-    hosts,
-    know_neurons,
-    stop_growing_on_load,
-    take_off,
-)
-from pl_dendrites.core.stack import Form
-from pl_dendrites.core.stacked import inputs_of
+from pl_dendrites.core.cost import set_parameters
+from pl_dendrites.core.growth.block import Form, check_form
+from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.growth.freeze import Freeze
+from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons, take_off
+from pl_dendrites.core.growth.used_layers import UsedLayers
+from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.kinds import inputs_of
+from pl_dendrites.core.rule.candidates import Candidates
+from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
+from pl_dendrites.core.structure import apply_structure, grow_on_load, stop_growing_on_load
 from pl_dendrites.core.targets import Predicate, select_targets
-from pl_dendrites.core.used import UsedLayers
-from pl_dendrites.core.worth import Offer, choose_neurons, worth_of
 
 __all__ = ["DendriticNetwork", "attach", "detach", "restore_structure"]
 
@@ -79,7 +72,7 @@ class DendriticNetwork:
         selection = select_targets(model, targets, exclude)
         self.model = model
         self.skipped = selection.skipped
-        self._hosts = dict(hosts(model))
+        self._hosts = _hosts(model)
         self.targets = list(selection.chosen)
         for name, layer in selection.chosen.items():
             if name not in self._hosts:
@@ -101,12 +94,12 @@ class DendriticNetwork:
                 no more inputs, and those whose dendrites cannot be sparse, get dense ones.
             share: below 1, :meth:`integrate` grows only the neurons to which a dendrite is worth most for its
                 parameters, of all layers, and takes so much of the parameters that dendrites on all would have. See
-                :func:`~pl_dendrites.core.worth.choose_neurons`.
+                :func:`~pl_dendrites.core.rule.worth.choose_neurons`.
 
         Raises:
             ValueError: if one of them is not possible.
         """
-        _check_next(activation, fan_in)
+        check_form(activation, fan_in)
         if not 0 < share <= 1:
             raise ValueError(f"`share` must be above 0 and at most 1, got {share!r}")
         self.share = share
@@ -295,9 +288,7 @@ class DendriticNetwork:
 
     def _offer(self, name: str) -> Offer:
         dendrites, pool = self.layers[name], self.candidates[name]
-        neurons = pool.links.shape[-1]
-        # Its node, its links to those before it, and its output weight.
-        parameters = pool.kind.cost(self._hosts[name]) / neurons + dendrites.count + 1
+        parameters = set_parameters(pool.kind, self._hosts[name], dendrites.count) / pool.links.shape[-1]
         return Offer(worth_of(pool.moments, round(parameters) - 1), parameters, not pool.kind.choosable)
 
     def grow(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
@@ -401,20 +392,17 @@ def attach(
         >>> list(network.layers), list(model.state_dict())
         (['0'], ['0.weight', '0.bias', '2.weight', '2.bias'])
     """
-    attached = [name for name, _ in hosts(model)]
+    attached = list(_hosts(model))
     if attached:
         raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
-    _check_next(activation, fan_in)
+    check_form(activation, fan_in)
     network = DendriticNetwork(model, targets, exclude)
     network.set_next(activation, live=live, fan_in=fan_in)
     return network
 
 
-def _check_next(activation: str, fan_in: int | float | None) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"`activation` must be one of {list(ACTIVATIONS)}, got {activation!r}")
-    if fan_in is not None and not (0 < fan_in <= 1 if isinstance(fan_in, float) else fan_in >= 1):
-        raise ValueError(f"`fan_in` must be a positive number of inputs or a share of them up to 1.0, got {fan_in!r}")
+def _hosts(model: nn.Module) -> dict[str, nn.Module]:
+    return {plain_name(name): layer for name, layer in attached_layers(model)}
 
 
 def _inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
@@ -441,7 +429,7 @@ def detach(model: nn.Module) -> nn.Module:
         >>> detach(network.model)
         Linear(in_features=2, out_features=2, bias=True)
     """
-    layers = [layer for _, layer in hosts(model)]
+    layers = list(_hosts(model).values())
     if any(dendrites_of(layer).candidates is not None for layer in layers):
         raise RuntimeError("the model has candidates: integrate or discard them first")
     for layer in layers:
@@ -474,5 +462,5 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
         <All keys matched successfully>
     """
     apply_structure(model, state_dict, "")
-    names = [name for name, _ in hosts(model)]
+    names = list(_hosts(model))
     return DendriticNetwork(model, names) if names else None

@@ -1,13 +1,11 @@
-"""Reading the structure of a grown model off its state_dict.
+"""Structure before weights: what a state_dict says of a model's dendrites, and giving a model just these.
 
-Each stack of a layer's dendrites has the entries ``<layer>.dendrites.<stack>.nodes.*``, ``.links``, ``.weights.0`` ...
-``.weights.<k - 1>`` and ``.code``, and ``.neurons`` if only some neurons have its dendrites. Everything is checked
-against the model before anything changes, and nothing larger than the state_dict itself is ever allocated.
+Everything is checked against the model before anything changes, and nothing larger than the state_dict itself is ever
+allocated.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.functional import ACTIVATIONS
-from pl_dendrites.core.layers import kind_of, narrowed
-from pl_dendrites.core.shapes import local
-from pl_dendrites.core.stack import Form
-from pl_dendrites.core.stacked import inputs_of
+from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.growth.block import Form
+from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.growth.hooks import dendrites_of, hang, is_hook, know_neurons, remove_hook
+from pl_dendrites.core.keys import count_in, entries_by_layer
+from pl_dendrites.core.kinds import inputs_of, kind_of, narrowed
 from pl_dendrites.core.targets import reasons_against
+from pl_dendrites.core.tensors import local
 
-__all__ = ["LayerStructure", "is_constant_key", "is_dendrite_key", "read_structure"]
-
-_KEY = re.compile(
-    r"(?:(?P<layer>.+)\.)?dendrites\.(?P<stack>\d+)\."
-    r"(?P<part>nodes\.(?:inputs|(?:layer\.)?(?:weight|bias)|\d+\..+)|links|code|neurons|weights\.\d+)",
-    re.DOTALL,  # a name may have any character but a dot
-)
-_CONSTANT = ("code", "neurons", "nodes.inputs")
+__all__ = ["LayerStructure", "apply_structure", "grow_on_load", "read_structure", "stop_growing_on_load"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class LayerStructure:
     """What a state_dict says of one layer.
 
     Attributes:
-        forms: what its stacks look like.
+        forms: what its blocks look like.
         neurons: number of neurons.
     """
 
@@ -47,25 +39,52 @@ class LayerStructure:
     neurons: int = 0
 
 
-def is_dendrite_key(key: str) -> bool:
-    """Whether a state_dict entry belongs to dendrites.
+def grow_on_load(model: nn.Module) -> bool:
+    """Let ``model.load_state_dict`` first give the model the dendrites that it loads. Twice is the same as once.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Whether it was so already.
 
     Example:
-        >>> is_dendrite_key("encoder.0.dendrites.0.weights.1"), is_dendrite_key("encoder.0.weight")
-        (True, False)
+        >>> from pl_dendrites.core import attach
+        >>> grown = nn.Linear(3, 2)
+        >>> attach(grown).grow([""])
+        >>> fresh = nn.Linear(3, 2)
+        >>> grow_on_load(fresh)
+        False
+        >>> fresh.load_state_dict(grown.state_dict())
+        <All keys matched successfully>
+        >>> fresh.dendrites.count
+        1
     """
-    return _KEY.fullmatch(key) is not None
+    if any(is_hook(entry, _restore_before_loading) for entry in model._load_state_dict_pre_hooks.values()):
+        return True
+    model.register_load_state_dict_pre_hook(_restore_before_loading)
+    return False
 
 
-def is_constant_key(key: str) -> bool:
-    """Whether a state_dict entry belongs to dendrites and never changes in training.
+def stop_growing_on_load(model: nn.Module) -> None:
+    """Undo :func:`grow_on_load`."""
+    remove_hook(model._load_state_dict_pre_hooks, _restore_before_loading)
 
-    Example:
-        >>> is_constant_key("encoder.0.dendrites.0.code"), is_constant_key("encoder.0.dendrites.0.links")
-        (True, False)
-    """
-    found = _KEY.fullmatch(key)
-    return found is not None and found["part"] in _CONSTANT
+
+def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    apply_structure(model, state_dict, prefix)
+
+
+def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> None:
+    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.core.network.restore_structure`."""
+    structure = read_structure(model, state_dict, prefix)
+    for name, wanted in structure.items():
+        layer = model.get_submodule(name)
+        if not isinstance(getattr(layer, "dendrites", None), Dendrites):
+            hang(layer)
+        if wanted.forms:
+            know_neurons(layer, wanted.neurons)
+        dendrites_of(layer).reshape(layer, wanted.forms)
 
 
 def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, LayerStructure]:
@@ -87,19 +106,19 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
         >>> read_structure(nn.Sequential(nn.Linear(2, 2)), {"0.weight": torch.zeros(2, 2)})
         {}
     """
-    parts = _entries_by_layer(state_dict, prefix)
+    parts = entries_by_layer(state_dict, prefix)
     # With duplicates: a module used under two names has its entries under both.
     modules = dict(model.named_modules(remove_duplicate=False))
     against = reasons_against(model, {modules[name] for name in parts if name in modules}) if parts else {}
     wrong, structure, memory = [], {}, _Memory()
     told: dict[nn.Module, LayerStructure] = {}
-    for name, stacks in parts.items():
+    for name, blocks in parts.items():
         try:
             layer = _able(modules.get(name), against)
-            structure[name] = _read_layer(layer, stacks)
+            structure[name] = _read_layer(layer, blocks)
             _check_own(layer, state_dict, f"{prefix}{name}." if name else prefix)
             if layer not in told:
-                memory.take(value for values in stacks.values() for value in values.values())
+                memory.take(value for values in blocks.values() for value in values.values())
             if told.setdefault(layer, structure[name]) != structure[name]:
                 raise ValueError("it has other dendrites under another name in the state_dict")
         except ValueError as error:
@@ -113,17 +132,6 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
         if module not in told and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
             structure[name] = LayerStructure(())
     return structure
-
-
-def _entries_by_layer(state_dict: Mapping[str, Any], prefix: str) -> dict[str, dict[str, dict[str, Any]]]:
-    parts: dict[str, dict[str, dict[str, Any]]] = {}
-    for key, value in state_dict.items():
-        if not isinstance(key, str):
-            raise ValueError(f"the state_dict does not fit the model:\n  a key is a {type(key).__name__}, not a text")
-        found = _KEY.fullmatch(key, len(prefix)) if key.startswith(prefix) else None
-        if found is not None:
-            parts.setdefault(found["layer"] or "", {}).setdefault(found["stack"], {})[found["part"]] = value
-    return parts
 
 
 class _Memory:
@@ -167,15 +175,15 @@ def _check_own(layer: nn.Module, state_dict: Mapping[str, Any], path: str) -> No
             raise ValueError(f"{name} must have the shape {tuple(own.shape)}, got {_shape(given)}")
 
 
-def _read_layer(layer: nn.Module, stacks: Mapping[str, Mapping[str, Any]]) -> LayerStructure:
-    numbers = [str(number) for number in range(len(stacks))]
-    if set(stacks) != set(numbers):
-        raise ValueError(f"its dendrites are incomplete: there are the stacks {sorted(stacks)}")
-    neurons = kind_of(layer).neurons or _length(stacks["0"].get("weights.0"))
+def _read_layer(layer: nn.Module, blocks: Mapping[str, Mapping[str, Any]]) -> LayerStructure:
+    numbers = [str(number) for number in range(len(blocks))]
+    if set(blocks) != set(numbers):
+        raise ValueError(f"its dendrites are incomplete: there are the stacks {sorted(blocks)}")
+    neurons = kind_of(layer).neurons or _length(blocks["0"].get("weights.0"))
     forms: list[Form] = []
     for number in numbers:
         try:
-            forms.append(_read_stack(layer, stacks[number], sum(form.count for form in forms), neurons))
+            forms.append(_read_block(layer, blocks[number], sum(form.count for form in forms), neurons))
         except _Misfit as misfit:
             raise ValueError(f"dendrites.{number}.{misfit}") from None
     return LayerStructure(tuple(forms), neurons)
@@ -185,8 +193,8 @@ class _Misfit(Exception):
     pass
 
 
-def _read_stack(layer: nn.Module, values: Mapping[str, Any], below: int, every: int) -> Form:
-    count = sum(part.startswith("weights.") for part in values)
+def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: int) -> Form:
+    count = count_in(values)
     chosen = _length(values["neurons"]) if "neurons" in values else None
     shape = _shape(values.get("nodes.inputs"))
     fan_in = shape[-1] if isinstance(shape, tuple) and shape else None

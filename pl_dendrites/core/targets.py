@@ -9,13 +9,12 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from pl_dendrites.core.copies import reason_against_a_copy, reason_against_copies
-from pl_dendrites.core.dendrites import Dendrites
-from pl_dendrites.core.kinds import weight_of
-from pl_dendrites.core.layers import is_layer, kind_of
-from pl_dendrites.core.stacked import STACKED
+from pl_dendrites.core.cost import set_parameters
+from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.kinds import is_layer, kind_class, kind_of
 
-__all__ = ["Predicate", "Selection", "plain_name", "reasons_against", "select_targets"]
+__all__ = ["Predicate", "Selection", "reasons_against", "select_targets"]
 
 Predicate = Callable[[str, nn.Module], bool]
 
@@ -43,21 +42,11 @@ class Selection(NamedTuple):
             kind = kind_of(layer)
             # Each neuron has an output weight too; of a user's own module a forward pass tells how many there are.
             known = kind.neurons is not None
-            cost = f"{kind.cost(layer)} + neurons" if not known else str(kind.cost(layer) + (kind.neurons or 0))
+            cost = f"{set_parameters(kind, layer)}{'' if known else ' + neurons'}"
             rows.append((name, type(layer).__name__, str(kind.neurons) if known else "?", cost))
         a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
         lines = [f"{name:{a}}  {kind:{b}}  {neurons:>{c}}  {cost:>{d}}" for name, kind, neurons, cost in rows]
         return "\n".join([*lines, *(f"'{name}' is left alone: {reason}" for name, reason in self.skipped.items())])
-
-
-def plain_name(name: str) -> str:
-    """A module's name as its author knows it, without the ``_orig_mod`` that ``torch.compile`` puts in.
-
-    Example:
-        >>> plain_name("net._orig_mod.0")
-        'net.0'
-    """
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def select_targets(
@@ -172,19 +161,17 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
         reason = "its size is not known before its first forward pass"
     elif not isinstance(getattr(module, "dendrites", None), Dendrites | None):
         reason = "it already has an attribute named 'dendrites'"
-    elif isinstance(module, STACKED):
-        dtype = weight_of(module).dtype
-        reason = None if dtype.is_floating_point else f"its weight is of type {dtype}, not floating point"
     else:
-        reason = reason_against_copies(module)
+        kind = kind_class(module)
+        reason = kind.why_not(module)
         if reason is None and not is_layer(module):
             if not named:
                 reason = "it grows only where `targets` names it: its dendrites are then copies of it"
             elif not name:
                 reason = "it is the whole model"
-        # What has dendrites has shown that it can be copied; a load asks again and again.
+        # What has dendrites has shown that it can have nodes; a load asks again and again.
         if reason is None and module._modules.get("dendrites") is None:
-            reason = reason_against_a_copy(module)
+            reason = kind.why_no_node(module)
     return reason
 
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pl_dendrites.core.functional import ACTIVATIONS, Moments, batch_moments, cascade, merge_moments, pearson
+from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.growth.block import cascade
+from pl_dendrites.core.rule.correlation import pearson
+from pl_dendrites.core.rule.moments import Moments, batch_moments, merge_moments
 from tests.core.helpers import FUNCTIONS
 
 

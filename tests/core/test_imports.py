@@ -1,4 +1,4 @@
-"""The core stands on torch alone, and its parts stand on each other in one direction."""
+"""The house: imports run one way, the core stands on torch alone, and every room says what it is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,26 @@ from pathlib import Path
 
 import pytest
 
-import pl_dendrites.core
+import pl_dendrites
 
-CORE = Path(pl_dendrites.core.__file__).parent
-FILES = sorted(path.stem for path in CORE.glob("*.py"))
+PACKAGE = Path(pl_dendrites.__file__).parent
+FILES = {
+    ".".join(("pl_dendrites", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in PACKAGE.rglob("*.py")
+}
+
+# Each floor may import those below it. Rooms on one floor know nothing of each other; within a room there is no circle.
+LEAVES = tuple(f"pl_dendrites.core.{name}" for name in ("activations", "checks", "keys", "tensors"))
+FLOORS = (
+    LEAVES,
+    ("pl_dendrites.core.kinds",),
+    ("pl_dendrites.core.rule",),
+    ("pl_dendrites.core.growth",),
+    ("pl_dendrites.core",),
+    ("pl_dendrites.saved", "pl_dendrites.training"),
+    ("pl_dendrites.reporting",),
+    ("pl_dendrites",),
+)
+ROOMS = [room for floor in FLOORS for room in floor if room not in LEAVES]
 
 WITHOUT_LIGHTNING = """
 import sys
@@ -32,83 +48,61 @@ assert loaded == ["pl_dendrites"], loaded
 
 
 def imports(file: str) -> set[str]:
-    """Full names of all that a file of the core imports, wherever in it."""
+    """Full names of the modules that a file imports, wherever in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse((CORE / f"{file}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(FILES[file].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
-            whole = node.module == "pl_dendrites.core"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if whole else {node.module}
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else str(node.module) for name in whole}
     return found
 
 
 def ours(file: str) -> set[str]:
-    return {name.removeprefix("pl_dendrites.core.") for name in imports(file) if name.startswith("pl_dendrites")}
+    """The files of the package that a file imports; of a room as a whole its ``__init__``."""
+    found = {name for name in imports(file) if name.split(".")[0] == "pl_dendrites"}
+    return {name if name in FILES else f"{name}.__init__" for name in found}
+
+
+def floor(name: str) -> tuple[int, str]:
+    """The floor of a file, and its room: the longest that its name begins with."""
+    rooms = [(len(room), number, room) for number, floor in enumerate(FLOORS) for room in floor]
+    _, number, room = max(entry for entry in rooms if name == entry[2] or name.startswith(f"{entry[2]}."))
+    return number, room
 
 
 def test_the_core_works_where_lightning_is_not_installed() -> None:
     command = [sys.executable, "-c", WITHOUT_LIGHTNING]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=CORE.parents[1], check=False)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sorted(file for file in FILES if file.startswith("pl_dendrites.core.")))
 def test_a_file_of_the_core_imports_torch_the_standard_library_and_the_core(file: str) -> None:
-    allowed = {"torch", "pl_dendrites", *sys.stdlib_module_names}
-    assert {name.split(".")[0] for name in imports(file)} <= allowed
-    assert ours(file) <= set(FILES) - {"__init__"}
+    others = {name for name in imports(file) if name.split(".")[0] not in {"torch", *sys.stdlib_module_names}}
+    assert all(name.startswith("pl_dendrites.core") for name in others), others
 
 
-@pytest.mark.parametrize(
-    ("file", "below"),
-    [
-        ("shapes", set()),
-        ("functional", {"shapes"}),
-        ("freeze", set()),
-        ("phases", set()),
-        ("kinds", set()),
-        ("stacked", {"kinds", "shapes"}),
-        ("copies", {"kinds", "stacked"}),
-        ("recurrent", {"copies", "kinds"}),
-        ("sparse", {"kinds", "stacked"}),
-        ("layers", {"copies", "kinds", "recurrent", "sparse", "stacked"}),
-        ("stack", {"functional", "kinds", "layers", "shapes"}),
-        ("noted", {"kinds", "shapes"}),
-        ("candidates", {"functional", "kinds", "noted", "shapes", "sparse"}),
-        ("dendrites", {"candidates", "functional", "kinds", "layers", "stack"}),
-        ("used", {"dendrites"}),
-        ("gathering", {"candidates", "noted"}),
-        ("joint", {"candidates", "functional", "gathering", "shapes"}),
-        ("targets", {"copies", "dendrites", "kinds", "layers", "stacked"}),
-        ("hosts", {"dendrites", "structure", "targets"}),
-        ("worth", {"functional"}),
-        (
-            "network",
-            {
-                "stacked",
-                "worth",
-                "candidates",
-                "dendrites",
-                "freeze",
-                "functional",
-                "hosts",
-                "stack",
-                "targets",
-                "used",
-            },
-        ),
-        ("structure", {"dendrites", "functional", "layers", "shapes", "stack", "stacked", "targets"}),
-    ],
-)
-def test_imports_run_one_way(file: str, below: set[str]) -> None:
-    assert ours(file) <= below
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_imports_run_down(file: str) -> None:
+    here = floor(file)
+    assert not {other for other in ours(file) if floor(other) != here and floor(other)[0] >= here[0]}
 
 
 def test_there_is_no_circle() -> None:
+    # What a room hands on, its own files do not take from it.
     list(TopologicalSorter({file: ours(file) for file in FILES}).static_order())
 
 
 def test_the_phase_machine_needs_no_torch() -> None:
-    assert "torch" not in {name.split(".")[0] for name in imports("phases")}
+    assert "torch" not in {name.split(".")[0] for name in imports("pl_dendrites.core.phases")}
+
+
+@pytest.mark.parametrize("room", ROOMS[:-1])  # the whole package's page is for users
+def test_every_room_says_what_lives_there(room: str) -> None:
+    page = ast.get_docstring(ast.parse(FILES[f"{room}.__init__"].read_text(encoding="utf-8"))) or ""
+    files = {name.removeprefix(f"{room}.") for name in FILES if name.startswith(f"{room}.")}
+    assert not [name for name in files if "." not in name and name != "__init__" and f"``{name}``" not in page]
+    assert "import" in page

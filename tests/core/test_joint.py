@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pl_dendrites.core import DendriticNetwork, attach, gathering
-from pl_dendrites.core.joint import JointLearning
+from pl_dendrites.core import DendriticNetwork, attach
+from pl_dendrites.core.rule import processes as gathering
+from pl_dendrites.core.rule.processes import JointLearning
 
 Loss = Callable[[nn.Module, Tensor], Tensor]  # a mean over examples
 

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pl_dendrites.core import ACTIVATIONS, attach, detach
-from pl_dendrites.core.dendrites import Candidates, Dendrites
+from pl_dendrites.core.growth.dendrites import Candidates, Dendrites
 from tests.core.helpers import LAYERS, grow, reference_dendrites, reference_forward, reference_pool, samples
 
 MakeLayer = Callable[[], nn.Module]

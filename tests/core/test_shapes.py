@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pl_dendrites.core.shapes import per_neuron, unstack_nodes
+from pl_dendrites.core.tensors import per_neuron, unstack_nodes
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])

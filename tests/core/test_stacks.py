@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core import Form, attach, detach, restore_structure
-from pl_dendrites.core.stacked import Stacked
+from pl_dendrites.core.kinds import LinearConv as Stacked
 from tests.core.helpers import (
     LAYERS,
     assert_gradients,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from pl_dendrites.core import attach, detach, restore_structure
-from pl_dendrites.core.stack import Form
-from pl_dendrites.core.structure import is_dendrite_key
+from pl_dendrites.core.growth.block import Form
+from pl_dendrites.core.keys import is_dendrite_key
 from tests.core.helpers import grow, output_weights
 
 State = dict[str, Tensor]

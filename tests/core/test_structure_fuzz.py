@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core import Form, attach, restore_structure
-from pl_dendrites.core.structure import is_dendrite_key
+from pl_dendrites.core.keys import is_dendrite_key
 from tests.core.helpers import grow, randomise
 
 State = dict[Any, Any]

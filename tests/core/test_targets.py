@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pl_dendrites.core import attach, detach
-from pl_dendrites.core.targets import plain_name, select_targets
+from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.targets import select_targets
 from tests.core.helpers import grow
 
 

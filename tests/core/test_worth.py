@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from pl_dendrites.core import Form, attach
-from pl_dendrites.core.functional import batch_moments
-from pl_dendrites.core.worth import Offer, choose_neurons, worth_of
+from pl_dendrites.core.rule.moments import batch_moments
+from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
 
 
 def test_worth_is_the_squared_gradient_of_the_output_weight_of_a_dendrite_with_unit_variance() -> None:

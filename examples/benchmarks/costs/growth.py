@@ -17,7 +17,7 @@ from torch import nn
 
 from costs.networks import Make, mlp
 from costs.steps import Key, Step, step_of, turns
-from pl_dendrites.core.functional import cascade
+from pl_dendrites.core.growth.block import cascade
 
 WIDTH, BATCH = 512, 256
 

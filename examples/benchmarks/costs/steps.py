@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from costs.networks import Make, Networks, grown
-from pl_dendrites.correlation import adam
+from pl_dendrites.training.correlation_phase import adam
 
 Step = Callable[[], object]
 

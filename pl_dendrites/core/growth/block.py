@@ -1,0 +1,250 @@
+"""Dendrites of one layer that are computed as one: sets that follow each other and are alike, and their cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.checks import check, check_one_of
+from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
+from pl_dendrites.core.tensors import local, per_neuron
+
+__all__ = ["Block", "Form", "cascade", "check_form"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a block looks like; with the number of dendrites below it, all that must be known to make one.
+
+    Attributes:
+        count: dendrites of each neuron.
+        activation: name of their activation.
+        live: whether they learn with the network, by gradient.
+        fan_in: inputs that each dendrite sees; ``None``: all.
+        neurons: how many neurons have them; ``None``: all of the layer's.
+    """
+
+    count: int
+    activation: str = "tanh"
+    live: bool = False
+    fan_in: int | None = None
+    neurons: int | None = None
+
+
+def check_form(activation: object, fan_in: object) -> None:
+    """Raise ``ValueError`` unless there can be such dendrites.
+
+    Args:
+        activation: the name of one.
+        fan_in: a number of inputs, a share of them, or ``None``.
+
+    Example:
+        >>> check_form("tanh", 1.5)
+        Traceback (most recent call last):
+        ValueError: `fan_in` must be a positive number of inputs or a share of them up to 1.0, got 1.5
+    """
+    check_one_of("activation", activation, ACTIVATIONS)
+    number = isinstance(fan_in, int | float) and not isinstance(fan_in, bool)
+    holds = fan_in is None or (number and (0 < fan_in <= 1 if isinstance(fan_in, float) else fan_in >= 1))  # type: ignore[operator]
+    check("fan_in", holds, "a positive number of inputs or a share of them up to 1.0", fan_in)
+
+
+class Block(nn.Module):
+    r"""Some dendrites of one layer, at work as one module.
+
+    Args:
+        layer: the layer that the dendrites belong to; it is read, not kept.
+        kind: the view that its dendrites have of it.
+        form: what to make.
+        below: dendrites per neuron that come earlier, in other blocks.
+
+    Attributes:
+        form: what it looks like.
+        below: dendrites per neuron that come earlier.
+        nodes: :math:`V` and :math:`v` of all its dendrites, one module.
+        links: :math:`u`, a row for each pair of a dendrite of this block and an earlier one, in the order (0, 0), ...,
+            (0, below - 1), (1, 0), ..., (1, below), ...
+        weights: :math:`a`, a parameter of shape ``(C,)`` for each dendrite.
+        neurons: which neurons have these dendrites, ascending; ``None``: all.
+        code: position of the activation in ``ACTIVATIONS``, and whether the dendrites are live; for state_dicts.
+
+    Raises:
+        ValueError: if the layer cannot have such dendrites.
+    """
+
+    nodes: nn.Module
+    links: nn.Parameter
+    code: Tensor
+    neurons: Tensor | None
+
+    def __init__(self, layer: nn.Module, kind: LayerKind, form: Form, below: int) -> None:
+        super().__init__()
+        self.form, self.below = Form(0, form.activation, form.live, form.fan_in, form.neurons), below
+        self.kind = narrowed(kind, layer, form.fan_in, form.neurons)
+        device = weight_of(layer).device
+        self.weights = nn.ParameterList()
+        neurons = None if form.neurons is None else torch.arange(form.neurons, device=device)
+        self.register_buffer("neurons", neurons)
+        code = [list(ACTIVATIONS).index(form.activation), int(form.live)]
+        self.register_buffer("code", torch.tensor(code, device=device))
+        self.resize(layer, form.count)
+
+    @property
+    def count(self) -> int:
+        """Dendrites of each of its neurons."""
+        return self.form.count
+
+    @property
+    def live(self) -> bool:
+        """Whether its dendrites learn with the network: gradient flows into them and through them into the input."""
+        return self.form.live
+
+    def train(self, mode: bool = True) -> Block:
+        """Set the mode of the network; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        if not self.live:
+            self.nodes.eval()
+        return self
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        neurons = "" if self.neurons is None else f" for {len(self.neurons)} neurons"
+        return f"{self.count} per neuron{neurons}, {self.form.activation}{', live' * self.live}"
+
+    def forward(self, inputs: Inputs, out: Tensor, earlier: list[Tensor]) -> list[Tensor]:
+        """Outputs of its dendrites.
+
+        Args:
+            inputs: what the layer was called with.
+            out: the layer's own output.
+            earlier: outputs of the dendrites below, for all neurons of the layer.
+
+        Returns:
+            Those of this block in order, for its own neurons.
+        """
+        with nullcontext() if self.live else torch.no_grad():
+            potentials = self.kind.potentials(self.nodes, self.count, inputs, out, self.live)
+            if self.neurons is not None:
+                earlier = [output.index_select(self.kind.dim, self.neurons) for output in earlier]
+            return cascade(potentials.unbind(0), self.links, ACTIVATIONS[self.form.activation], self.kind.dim, earlier)
+
+    def add_to(self, total: Tensor, outputs: list[Tensor]) -> Tensor:
+        """What the next layer sees, as far as these dendrites and all below go.
+
+        Args:
+            total: the layer's output with the signals of those below, ``(*, C, *)``.
+            outputs: what :meth:`forward` returned.
+        """
+        dim = self.kind.dim
+        for weight, output in zip(self.weights, outputs, strict=True):
+            factor, term = per_neuron(local(weight), dim, total.ndim).to(total.dtype), output.to(total.dtype)
+            if self.neurons is None:
+                total = torch.addcmul(total, factor, term)
+            else:
+                total = total.index_add(dim, self.neurons, factor * term)
+        return total
+
+    def for_all(self, outputs: list[Tensor], out: Tensor) -> list[Tensor]:
+        """Outputs of dendrites for all neurons of the layer, zero where a neuron has none here.
+
+        Args:
+            outputs: what :meth:`forward` returned.
+            out: the layer's own output.
+        """
+        if self.neurons is None:
+            return outputs
+        dim = self.kind.dim
+        return [torch.zeros_like(out, dtype=o.dtype).index_copy(dim, self.neurons, o) for o in outputs]
+
+    @torch.no_grad()
+    def resize(self, layer: nn.Module, count: int) -> None:
+        """Make room for ``count`` dendrites of each neuron; the first of those that were there keep their values.
+
+        New ones have undefined nodes, zero links and zero output weights: they change no output until they are filled
+        in and trained. Parameters of the output weights of dendrites that stay keep their identity.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+            count: at least 1.
+        """
+        keep = min(self.count, count)
+        neurons = self.kind.neurons
+        assert neurons is not None
+        reference = weight_of(layer)
+        place: dict[str, Any] = {"device": reference.device, "dtype": reference.dtype}
+        nodes = self.kind.node_set(layer, count)
+        links = torch.zeros(_rows(count, self.below), neurons, **place)
+        if keep:
+            for j in range(keep):
+                self.kind.put(nodes, j, self.kind.take(self.nodes, j))
+            links[: _rows(keep, self.below)] = self.links[: _rows(keep, self.below)]
+        self.nodes, self.links = nodes.requires_grad_(self.live), nn.Parameter(links)
+        # Without any links the parameter gets no gradient, and that is an error under DDP.
+        self.links.requires_grad_(self.live and links.numel() > 0)
+        self.weights = self.weights[:keep]
+        for _ in range(keep, count):
+            self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
+        self.form = Form(count, self.form.activation, self.live, self.form.fan_in, self.form.neurons)
+        self.train(self.training)
+
+    def links_of(self, dendrite: int) -> slice:
+        """Which rows of ``links`` are those of one dendrite."""
+        return slice(_rows(dendrite, self.below), _rows(dendrite + 1, self.below))
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What a base phase trains: the output weights, and of live dendrites all else."""
+        inner = [*self.nodes.parameters(), self.links] if self.live else []
+        return [*self.weights, *(parameter for parameter in inner if parameter.numel())]
+
+
+def cascade(
+    potentials: Sequence[Tensor],
+    links: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    dim: int,
+    below: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    r"""Outputs of the dendrites of every neuron, each of which also sees the earlier ones of its neuron.
+
+    .. math:: d_{j,c} = f\Big(z_{j,c} + \sum_{i<j} u_{j,i,c}\, d_{i,c}\Big), \qquad z_{j,c} = V_{j,c} \cdot x + v_{j,c}
+
+    This is the cascade of Fahlman & Lebiere (CMU-CS-90-100, 1990), private to one neuron as in Brenner & Itti
+    (arXiv:2501.18018).
+
+    Args:
+        potentials: ``k`` tensors of the layer's output shape, :math:`z_j`.
+        links: shape ``(rows, C)``: :math:`u` of the first dendrite and each of those below, of the second and each of
+            those below and the first, and so on. With none below, the rows (1,0), (2,0), (2,1), (3,0), ...
+        activation: :math:`f`.
+        dim: the neuron dimension, counted from the end.
+        below: outputs of dendrites that come before all of these.
+
+    Returns:
+        ``k`` tensors of the layer's output shape.
+
+    Example:
+        >>> first, second = cascade([torch.ones(1, 1), torch.ones(1, 1)], torch.tensor([[-1.0]]), torch.relu, -1)
+        >>> first.item(), second.item()
+        (1.0, 0.0)
+    """
+    outputs: list[Tensor] = []
+    row = 0
+    for potential in potentials:
+        total = potential
+        for earlier in (*below, *outputs):
+            link = per_neuron(links[row], dim, earlier.ndim).to(earlier.dtype)
+            # In place from the second on: what the first made belongs to nobody else.
+            total = torch.addcmul(total, link, earlier) if total is potential else total.addcmul_(link, earlier)
+            row += 1
+        outputs.append(activation(total))
+    return outputs
+
+
+def _rows(count: int, below: int) -> int:
+    return count * below + count * (count - 1) // 2

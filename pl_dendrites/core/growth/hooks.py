@@ -1,0 +1,96 @@
+"""Dendrites hang on a layer as a submodule and a hook: how they get there and off again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.kinds import Inputs
+
+__all__ = [
+    "add_dendrites",
+    "attached_layers",
+    "dendrites_of",
+    "hang",
+    "is_hook",
+    "know_neurons",
+    "remove_hook",
+    "resume_state",
+    "take_off",
+]
+
+
+def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
+    dendrites = layer.dendrites
+    assert isinstance(dendrites, Dendrites)
+    running = None if dendrites.memory is None else dendrites.memory.running()
+    return dendrites(running or Inputs(args, kwargs), out)
+
+
+def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """The forward pre-hook of a layer whose dendrites have a memory."""
+    return dendrites_of(layer).begin(Inputs(args, kwargs))
+
+
+def attached_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a model that dendrites hang on, with their names as a state_dict has them."""
+    for name, module in model.named_modules():
+        # Not getattr: a compiled module answers for the one inside it, which comes by itself.
+        if isinstance(module._modules.get("dendrites"), Dendrites):
+            yield name, module
+
+
+def dendrites_of(layer: nn.Module) -> Dendrites:
+    """The dendrites that hang on a layer."""
+    dendrites = layer.dendrites
+    assert isinstance(dendrites, Dendrites)
+    return dendrites
+
+
+def know_neurons(layer: nn.Module, neurons: int) -> None:
+    """Tell a layer's dendrites how many neurons it has, if no forward pass has yet."""
+    kind = dendrites_of(layer).kind
+    kind.neurons = kind.neurons or neurons
+
+
+def hang(layer: nn.Module) -> None:
+    """Hang an empty set of dendrites on a layer."""
+    layer.dendrites = dendrites = Dendrites(layer).train(layer.training)
+    layer.register_forward_hook(add_dendrites, with_kwargs=True)
+    if dendrites.memory is not None:
+        layer.register_forward_pre_hook(resume_state, with_kwargs=True)
+    # A graph that was compiled for the layer without hooks, here or in another model of the class, would be run again,
+    # for hooks are not among the things that PyTorch compares. The type of this dict is.
+    layer._parameters = OrderedDict(layer._parameters)
+
+
+def take_off(layer: nn.Module) -> None:
+    """Undo :func:`hang`."""
+    del layer.dendrites
+    remove_hook(layer._forward_hooks, add_dendrites, layer._forward_hooks_with_kwargs)
+    remove_hook(layer._forward_pre_hooks, resume_state, layer._forward_pre_hooks_with_kwargs)
+    layer._parameters = dict(layer._parameters)
+
+
+def is_hook(entry: Any, function: Callable[..., Any]) -> bool:
+    """Whether an entry of one of a module's tables of hooks is a function."""
+    return getattr(entry, "hook", entry) is function
+
+
+def remove_hook(hooks: dict[int, Any], function: Callable[..., Any], *companions: dict[int, Any]) -> None:
+    """Take a function out of a module's table of hooks.
+
+    Args:
+        hooks: the table.
+        function: what was registered.
+        *companions: tables with the same keys.
+    """
+    # By function, not by the handle that registering returned: a copy or an unpickled model has no handle.
+    for key in [key for key, entry in hooks.items() if is_hook(entry, function)]:
+        for table in (hooks, *companions):
+            table.pop(key, None)

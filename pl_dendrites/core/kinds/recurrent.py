@@ -1,0 +1,204 @@
+"""Recurrent layers: their dendrites are recurrent layers of the same kind, with a hidden state of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils.rnn import PackedSequence
+
+from pl_dendrites.core.kinds.base import Inputs, Memory, register
+from pl_dendrites.core.kinds.whole_module import WholeModule, map_tensors
+
+__all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
+
+
+@register(nn.RNNCellBase)
+class Cell(WholeModule):
+    """``nn.RNNCell``, ``nn.GRUCell`` or ``nn.LSTMCell``.
+
+    A neuron is a hidden unit. Its dendrites see what the cell sees: the input and the state that it was called with. So
+    they have no state of their own, and what they add to the hidden state comes back to them in the next step.
+
+    Args:
+        layer: the cell; it is read, not kept.
+    """
+
+    def __init__(self, layer: nn.RNNCellBase) -> None:
+        super().__init__(layer)
+        self.neurons, self.dim = layer.hidden_size, -1
+
+
+@register(nn.RNNBase)
+class Recurrent(WholeModule):
+    """``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, with any number of layers, both directions, and projections.
+
+    A neuron is an entry of the output sequence. A dendrite adds to that sequence, and to the final hidden state, which
+    is the sequence's last entry; the layer's own recurrence does not see it. A state that the layer returned and is
+    called with again is recognised, as it is or detached: then the layer and each dendrite go on from their own state,
+    and a sequence in pieces gives the same output as in one. From any other state they all start alike.
+
+    Args:
+        layer: the layer; it is read, not kept.
+    """
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__(layer)
+        self._directions = 2 if layer.bidirectional else 1
+        self._size: int = layer.proj_size or layer.hidden_size
+        self.neurons, self.dim = self._directions * self._size, -1
+        self._time_dim = 1 if layer.batch_first else 0
+
+    def memory(self) -> States:
+        """What calls of the layer returned."""
+        return States()
+
+    def begin(self, inputs: Inputs, memory: Memory) -> RecurrentCall:
+        """Give the layer its own state back where it is called with one that it returned."""
+        assert isinstance(memory, States)
+        args, kwargs = inputs
+        given = args[1] if len(args) > 1 else kwargs.get("hx")
+        past = memory.find(given)
+        if past is None:
+            return RecurrentCall(inputs, memory)
+        # Only a state with a graph brings back its past: of one that was detached nobody wants it.
+        goes_on = any(tensor.grad_fn is not None for tensor in _tensors(given))
+        own, starts = (value if goes_on else map_tensors(Tensor.detach, value) for value in (past.own, past.ends))
+        resumed = Inputs((args[0], own), kwargs) if len(args) > 1 else Inputs(args, {**kwargs, "hx": own})
+        return RecurrentCall(resumed, memory, starts)
+
+    def output(self, out: Any) -> Tensor:
+        """The output sequence; of a packed one all its entries, without padding."""
+        sequence = out[0]
+        tensor: Tensor = sequence.data if isinstance(sequence, PackedSequence) else sequence
+        return tensor
+
+    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
+        """See :meth:`LayerKind.potentials`."""
+        assert isinstance(nodes, nn.ModuleList)
+        args, kwargs = inputs if live else map_tensors(Tensor.detach, tuple(inputs))
+        sequence = args[0] if args else kwargs["input"]
+        given = args[1] if len(args) > 1 else kwargs.get("hx")
+        call = inputs if isinstance(inputs, RecurrentCall) else None
+        starts = None if call is None else call.starts.get(nodes)
+        outputs, ends = [], []
+        for j, node in enumerate(nodes):
+            returned = node(sequence, given if starts is None else starts[j])
+            outputs.append(self.output(returned))
+            ends.append(returned[1] if live else map_tensors(Tensor.detach, returned[1]))
+        if call is not None:
+            call.ends[nodes] = ends
+        return torch.stack(outputs)
+
+    def with_output(self, out: Any, tensor: Tensor, inputs: Inputs) -> Any:
+        """The sequence and the final state, both with the dendrites' signal."""
+        sequence, state = out
+        hidden = state[0] if isinstance(state, tuple) else state
+        sequence = sequence._replace(data=tensor) if isinstance(sequence, PackedSequence) else tensor
+        final = torch.cat([hidden[: -self._directions], self._last(sequence).to(hidden.dtype)])
+        returned = (final, *state[1:]) if isinstance(state, tuple) else final
+        if isinstance(inputs, RecurrentCall):
+            inputs.states.keep(returned, state, inputs.ends)
+        return sequence, returned
+
+    def _last(self, sequence: Tensor | PackedSequence) -> Tensor:
+        # The last entry of the forward direction and the first of the other: shape (directions, *, size).
+        if isinstance(sequence, PackedSequence):
+            first = torch.arange(int(sequence.batch_sizes[0]), device=sequence.batch_sizes.device)
+            lengths = (sequence.batch_sizes > first[:, None]).sum(1)
+            offsets = sequence.batch_sizes.cumsum(0) - sequence.batch_sizes
+            last = (offsets[lengths - 1] + first).to(sequence.data.device)
+            ends = [sequence.data[last], sequence.data[: len(first)]]
+            if sequence.unsorted_indices is not None:
+                ends = [end[sequence.unsorted_indices] for end in ends]
+        else:
+            dim = self._time_dim if sequence.ndim > 2 else 0  # noqa: PLR2004 - a single sequence has no batch
+            ends = [sequence.select(dim, -1), sequence.select(dim, 0)]
+        parts = [ends[d][..., d * self._size : (d + 1) * self._size] for d in range(self._directions)]
+        return torch.stack(parts)
+
+
+class RecurrentCall(Inputs):
+    """One call of a recurrent layer.
+
+    Attributes:
+        states: take in what the call returns.
+        starts: by node set, the states that its nodes go on from; empty: the one that the layer is called with.
+        ends: by node set, the states that its nodes ended in.
+    """
+
+    states: States
+    starts: dict[nn.Module, list[Any]]
+    ends: dict[nn.Module, list[Any]]
+
+    def __new__(cls, inputs: Inputs, states: States, starts: dict[nn.Module, list[Any]] | None = None) -> RecurrentCall:
+        """A tuple of arguments, as :class:`Inputs` is."""
+        self = super().__new__(cls, *inputs)
+        self.states, self.starts, self.ends = states, starts or {}, {}
+        return self
+
+
+class _Past:
+    # What a call left behind: the layer's own final state, and those of its dendrites' nodes.
+    def __init__(self, returned: list[Tensor], own: Any, ends: dict[nn.Module, list[Any]]) -> None:
+        self.own, self.ends = own, ends
+        self._marks = list(map(_mark, returned))
+
+    def returned(self, given: list[Tensor]) -> bool:
+        # Nobody has changed the values since, and all of them are here.
+        return list(map(_mark, given)) == self._marks
+
+
+class States(Memory):
+    """States that calls of one recurrent layer returned, each for as long as anybody keeps it.
+
+    The hidden state is known again by the memory that its values lie in, which a view and a detached tensor share.
+
+    Example:
+        >>> states = States()
+        >>> returned = torch.ones(1, 2)
+        >>> states.keep(returned, own=torch.zeros(1, 2), ends={})
+        >>> states.find(returned.detach()).own
+        tensor([[0., 0.]])
+        >>> states.find(torch.ones(1, 2))
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._past: dict[StorageWeakRef, _Past] = {}
+
+    def find(self, given: Any) -> _Past | None:
+        """What the call left behind that returned a state; ``None`` for any other state."""
+        if given is None:
+            return None
+        tensors = _tensors(given)
+        past = self._past.get(_place(tensors[0]))
+        return past if past is not None and past.returned(tensors) else None
+
+    def keep(self, returned: Any, own: Any, ends: dict[nn.Module, list[Any]]) -> None:
+        """A call of the layer returns.
+
+        Args:
+            returned: the state that its caller gets; the first tensor of it is no view.
+            own: the layer's own.
+            ends: those of the dendrites' nodes.
+        """
+        for place in [place for place in list(self._past) if place.expired()]:
+            self._past.pop(place, None)
+        tensors = _tensors(returned)
+        self._past[_place(tensors[0])] = _Past(tensors, own, ends)
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return list(state) if isinstance(state, tuple | list) else [state]
+
+
+def _place(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
+    version = None if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), version

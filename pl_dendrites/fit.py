@@ -1,0 +1,381 @@
+"""One fit that grows: what is decided is carried out here, recorded, shown and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from pl_dendrites.arguments import Settings
+from pl_dendrites.core.growth.sharded import is_sharded
+from pl_dendrites.core.growth.used_layers import UsedLayers
+from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.phases import Decision, PhaseMachine
+from pl_dendrites.reporting.display import Display
+from pl_dendrites.reporting.records import by_reason, phase_record, why_none
+from pl_dendrites.saved.best import BestModel, model_weights
+from pl_dendrites.saved.fit_state import FitState
+from pl_dendrites.saved.folder import SHARDED_KEY
+from pl_dendrites.training import optimizers
+from pl_dendrites.training.correlation_phase import CorrelationPhase
+from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
+from pl_dendrites.training.processes import Processes
+from pl_dendrites.training.score import Score, TrainingLoss
+from pl_dendrites.training.trainer import bar_aside, unwrap, wrap
+
+__all__ = ["Fit"]
+
+_NAMES_KEY = "pl_dendrites_optimizer_parameters"
+
+
+class Fit:
+    """A fit, from the moment that a Trainer sets up for it until the next one begins.
+
+    The callback's hooks call its methods, which bear the names of what happened.
+
+    Args:
+        settings: the callback's arguments.
+        shards: what a sharded model needs.
+
+    Attributes:
+        network: the network, once the fit began.
+        machine: decides about phases.
+        best: the best network so far.
+        history: a record for every finished phase.
+    """
+
+    def __init__(self, settings: Settings, shards: Shards) -> None:
+        self.network: DendriticNetwork | None = None
+        self.machine = PhaseMachine(**settings.machine)
+        self.best = BestModel(settings.dirpath)
+        self.history: list[dict[str, Any]] = []
+        self._settings, self._shards = settings, shards
+        self._score, self._loss = Score(settings.monitor), TrainingLoss()
+        self._resumed: FitState | None = None  # a state that was loaded, until training starts
+        self._saved_names: list[list[list[str]]] = []  # of optimizers' parameters in that checkpoint
+        self._interrupted: tuple[dict[str, Any], dict[str, Any]] | None = None  # state and checkpoint at an exception
+        self._has_state = self._training = False
+        self._initial: optimizers.OptimizerSettings | None = None
+        self._correlation: CorrelationPhase | None = None
+        self._display: Display | None = None
+        self._used: UsedLayers | None = None  # where no correlation phase would tell
+        self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
+        self._seed = 0
+
+    # -- it begins and ends -------------------------------------------------------------------------------------------
+
+    def begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
+        self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
+        network = self.attach(trainer, module)
+        for reason, names in by_reason(network.skipped).items():
+            self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
+        self._initial = optimizers.OptimizerSettings(trainer)
+        if self._resumed is not None:
+            self.machine.load_state_dict(self._resumed.machine)
+            self._seed = self._resumed.seed
+            if self._used is not None:
+                self._used.add(self._resumed.used)
+            optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
+        settings = self._settings
+        self._display = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
+        self._has_state = self._training = True
+
+    def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
+        """Take in the model, which may have dendrites already."""
+        settings = self._settings
+        network = self.network = DendriticNetwork(module, settings.targets, settings.exclude)
+        network.set_next(**settings.next)
+        self._used = network.watch_use() if settings.by_gradient else None
+        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
+        # had dendrites before hold the same.
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
+        self.machine = PhaseMachine(**settings.machine, dendrites=network.num_dendrites)
+        self._shards.begin_training(network)
+        return network
+
+    def begin_training(self, trainer: pl.Trainer) -> None:
+        """Go on in the phase that a checkpoint was saved in."""
+        Processes(trainer).refuse_uneven_epochs(trainer)
+        running = None if self._resumed is None else self._resumed.correlation
+        self._resumed = None
+        if running is not None:
+            self._start_candidates(trainer, running)
+        elif self.machine.phase == "correlation":  # interrupted before there were candidates
+            self._start_candidates(trainer)
+        if self.machine.stop_reason:
+            trainer.should_stop = True
+        self._shows.begin_training(self.machine)
+
+    def end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave the best network in the model."""
+        self._finish(trainer, module, self.machine.stop_reason or "training ended")
+        if self._network.num_dendrites == 0 and self._settings.max_dendrites > 0:
+            rank_zero_warn(f"DendriteCallback: the model has no dendrites. {why_none(self.history)}")
+
+    def interrupt(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
+        if not self._training:
+            return
+        alone = not is_sharded(module)  # else all processes read and write weights together, and some are elsewhere
+        if alone:
+            checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
+            self.save_beside(trainer, module, checkpoint)
+            checkpoint["state_dict"] = model_weights(module)
+            self._interrupted = (self.state(), checkpoint)
+        reason = self.machine.stop_reason or f"interrupted by {type(exception).__name__}"
+        self._finish(trainer, module, reason, restore=alone)
+
+    def let_go(self) -> None:
+        """Give back what a correlation phase holds."""
+        if self._correlation is not None:
+            self._correlation.end()
+            self._correlation = None
+
+    def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, reason: str, restore: bool = True) -> None:
+        self._record(trainer, reason)
+        self.let_go()
+        if restore:
+            with changing(trainer, self._network):
+                self.best.restore(module)
+        self.machine.wind_up()
+        self._shows.end_fit(trainer, self.machine, self._network)
+        self._training = False
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def begin_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch_idx: int) -> None:
+        """Carry out what was decided."""
+        pending = self.machine.pending
+        if pending is not None and pending.kind == "correlate":
+            self._begin_correlation(trainer, module, pending)
+        elif pending is not None and pending.kind == "prune":
+            self._keep_strongest(trainer, pending)
+        elif pending is not None:
+            self._begin_base(trainer, module, pending)
+        elif self.machine.phase == "correlation" and batch_idx == 0:
+            self._network.reset_correlations()
+        if self._correlation is not None:
+            self._correlation.begin_batch()
+
+    def begin_backward(self, loss: torch.Tensor) -> None:
+        """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no mistake."""
+        if self._correlation is not None:
+            self._correlation.begin_backward()
+            if not loss.requires_grad:
+                loss.requires_grad_(True)
+
+    def end_backward(self) -> None:
+        """Let the candidates learn from what this backward pass showed to all processes."""
+        if self._correlation is not None:
+            self._correlation.end_backward()
+            return
+        self._shards.average_gradients()
+        if self._used is not None:
+            self._used.look()
+
+    def end_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """Step the candidates whenever the model's optimizer would have stepped."""
+        self._batches += 1
+        if self._correlation is not None:
+            self._correlation.end_batch(trainer)
+            return
+        self._loss.add(outputs)
+        if self._used is not None:
+            self._used.look()  # a model under manual optimization may call `loss.backward()` past Lightning
+
+    def end_validation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Score the network, if the metric comes from validation."""
+        self._step(trainer, module, self._score.after_validation(trainer, self._batches))
+
+    def end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Score the network, if the metric comes from training; count the epoch; log."""
+        if self._batches == self._counted:
+            return  # a checkpoint from a validation makes Lightning end that epoch again
+        self._counted = self._batches
+        self._step(trainer, module, self._score.after_epoch(trainer, self._batches))
+        running = self._correlation
+        rose = running is not None and running.rose(self._settings.correlation_min_delta)
+        loss = Processes(trainer).mean(self._loss.take())
+        self._act_on(trainer, module, self.machine.end_epoch(rose, loss))
+        rate = None if running is None else running.learning_rate
+        self._shows.end_epoch(trainer, self.machine, self._network, rate)
+
+    def _step(self, trainer: pl.Trainer, module: pl.LightningModule, score: float | None) -> None:
+        if score is not None:
+            self._act_on(trainer, module, self.machine.step(score))
+
+    def _act_on(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
+        if decision.is_best:
+            self.best.keep(trainer, module)
+        if decision.kind in ("correlate", "grow") and not self._layers_to_grow(trainer):
+            decision = self.machine.stop("no target layer was ever used")
+        if decision.kind == "integrate" and not self._network.layers_with_error():
+            decision = self.machine.stop("no target layer ever had a finite error")
+        if decision.kind == "stop":
+            self._say(trainer, f"growth ends: {decision.reason}")
+            trainer.should_stop = True
+
+    # -- phases -------------------------------------------------------------------------------------------------------
+
+    def _begin_correlation(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
+        self._record(trainer, decision.reason)
+        with changing(trainer, self._network):
+            self.best.restore(module)
+        self._commit()
+        self._start_candidates(trainer)
+        pool = self._settings.phase["pool"]
+        self._say(
+            trainer,
+            f"correlation phase of cycle {self.machine.cycle}, candidates per neuron {pool}: {decision.reason}",
+        )
+
+    def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
+        seed = self._seed + self.machine.cycle
+        self._correlation = CorrelationPhase(trainer, self._network, seed=seed, resumed=resumed, **self._settings.phase)
+
+    def _keep_strongest(self, trainer: pl.Trainer, decision: Decision) -> None:
+        assert self._correlation is not None
+        self._correlation.keep_strongest()
+        self.machine.commit()
+        fan_in = self._settings.next["fan_in"]
+        self._say(trainer, f"candidates keep their strongest inputs, fan_in={fan_in}: {decision.reason}")
+
+    def _begin_base(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
+        network = self._network
+        self._record(trainer, decision.reason)
+        with changing(trainer, network):
+            if decision.kind == "integrate":
+                used = network.layers_with_error()
+                network.integrate()
+            else:
+                unwrap(trainer)
+                self.best.restore(module)
+                used = self._layers_to_grow(trainer)
+                network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
+        self.let_go()
+        for name in sorted(set(network.targets) - set(used)):
+            rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
+        wrap(trainer)
+        self._commit()
+        if self._settings.restart:
+            assert self._initial is not None
+            optimizers.forget(trainer.optimizers)
+            self._initial.restore()
+        else:
+            optimizers.drop_spoilt_state(trainer.optimizers)
+        self._say(
+            trainer,
+            f"base phase of cycle {self.machine.cycle}, dendrites per neuron {network.num_dendrites}:"
+            f" {decision.reason}",
+        )
+
+    def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
+        names = self._network.can_grow()
+        return names if self._used is None else Processes(trainer).union(names, self._used.names)
+
+    def _commit(self) -> None:
+        self.machine.commit()
+        self._shows.begin_phase(self.machine)
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def running(self) -> dict[str, Any] | None:
+        """The record of the phase that is running."""
+        if self._training:
+            return self._describe(self.machine.stop_reason)
+        return None if self._resumed is None else self._resumed.running
+
+    def _record(self, trainer: pl.Trainer, reason: str) -> None:
+        self.history.append(self._describe(reason))
+        self._shows.end_phase(trainer, self.history)
+
+    def _describe(self, reason: str) -> dict[str, Any]:
+        if self._resumed is not None and self._resumed.running is not None:  # no training came after the resume
+            return {**self._resumed.running, "reason": reason}
+        return phase_record(self.machine, self._network, reason) | self._settings.record
+
+    def _say(self, trainer: pl.Trainer, message: str) -> None:
+        if self._settings.verbose:
+            with bar_aside(trainer):
+                rank_zero_info(f"DendriteCallback: {message}")
+
+    @property
+    def _network(self) -> DendriticNetwork:
+        assert self.network is not None
+        return self.network
+
+    @property
+    def _shows(self) -> Display:
+        assert self._display is not None
+        return self._display
+
+    # -- what a checkpoint holds --------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as tensors and plain values."""
+        if self._interrupted is not None:
+            return dict(self._interrupted[0])
+        if not self._has_state:
+            return {}  # a learning rate finder saves before there is anything to save, and loads that
+        # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
+        saved, used = (None, []) if self._resumed is None else (self._resumed.correlation, self._resumed.used)
+        return FitState(
+            machine=self.machine.state_dict(),
+            history=[dict(record) for record in self.history],
+            running=self.running(),
+            best=self.best.state_dict(),
+            seed=self._seed,
+            score=self._score.state_dict(),
+            loss=self._loss.state_dict(),
+            batches=self._batches,
+            counted=self._counted,
+            correlation=saved if self._correlation is None else self._correlation.state_dict(),
+            used=used if self._used is None else sorted(self._used.names),
+        ).to_dict()
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Take up a saved state; what belongs to the network follows when the fit begins.
+
+        Args:
+            saved: from :meth:`state`.
+
+        Raises:
+            ValueError: if it cannot be that. Everything is then as it was.
+        """
+        state = FitState.from_dict(saved)
+        if self._correlation is None:
+            self._resumed = state
+        elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
+            self._correlation.load_state_dict(state.correlation)
+        self._has_state = True
+        self.machine.load_state_dict(state.machine)
+        self.history = [dict(record) for record in state.history]
+        self.best.load_state_dict(state.best)
+        self._score.load_state_dict(state.score)
+        self._loss.load_state_dict(state.loss)
+        self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
+
+    def save_beside(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put into a checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
+
+        Optimizer state is saved by position; the names say what each position was.
+        """
+        if self._interrupted is not None:
+            checkpoint.update(self._interrupted[1])
+            return
+        if not self._has_state:
+            return
+        if self._correlation is not None:
+            self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
+            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
+            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+        checkpoint[_NAMES_KEY] = saved_parameter_names(trainer.optimizers, module)
+        checkpoint[SHARDED_KEY] = is_sharded(module)
+
+    def load_beside(self, checkpoint: Mapping[str, Any]) -> None:
+        """Read the names that :meth:`save_beside` wrote."""
+        self._saved_names = checkpoint.get(_NAMES_KEY, [])

@@ -1,0 +1,11 @@
+"""What people see: while a fit runs, and afterwards.
+
+``records`` says of a phase, as plain values, what all else here is made of. ``display`` shows a fit that runs: through
+``loggers`` in TensorBoard and others, and on the progress bar. ``tables`` are the summary, ``figures`` the pictures,
+and ``report`` says what ``page`` writes as HTML or Markdown.
+
+It may import the core, what is saved and the Trainer's side; nothing here decides anything.
+
+A kind of logger goes into ``loggers``, known by the methods that it has; a picture into ``figures``; a section of the
+report into ``report``.
+"""

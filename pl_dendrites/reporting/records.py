@@ -1,0 +1,114 @@
+"""What is kept of finished phases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pl_dendrites.core.cost import parameter_count
+from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.phases import PhaseMachine
+
+__all__ = ["by_reason", "correlation_figures", "phase_record", "why_none"]
+
+
+def by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
+    """The layers left alone for each reason.
+
+    Example:
+        >>> by_reason({"embed": "it has no input", "norm": "it has no matrix", "pos": "it has no input"})
+        {'it has no input': ['embed', 'pos'], 'it has no matrix': ['norm']}
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
+
+
+def correlation_figures(correlations: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Mean and maximum over a layer's neurons of the absolute correlation of the best candidate.
+
+    Args:
+        correlations: ``(P, C)`` by layer name, as :meth:`~pl_dendrites.core.DendriticNetwork.correlations` gives them.
+
+    Returns:
+        ``{"mean": ..., "max": ...}`` by layer name.
+
+    Example:
+        >>> import torch
+        >>> correlation_figures({"fc": torch.tensor([[0.25, -0.5], [-0.75, 0.0]])})
+        {'fc': {'mean': 0.625, 'max': 0.75}}
+    """
+    best = {name: value.abs().amax(0) for name, value in correlations.items()}
+    return {name: {"mean": value.mean().item(), "max": value.max().item()} for name, value in best.items()}
+
+
+def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) -> dict[str, Any]:
+    """Describe the phase that ends, as plain values.
+
+    Args:
+        machine: before it goes on to the next phase.
+        network: before it changes.
+        reason: why the phase ends.
+
+    Returns:
+        A dict with ``cycle``, ``phase``, ``dendrites`` (per neuron), ``parameters`` (of the model), ``epochs``,
+        ``score`` (best one of a base phase), ``scores`` (every one of a base phase, in order; ``None`` for one that
+        was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
+        ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
+        ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters``
+        of these), ``skipped`` (layers left alone, with the reason) and ``reason``. The callback adds ``monitor``,
+        ``mode`` and ``learning``.
+
+    Example:
+        >>> from torch import nn
+        >>> from pl_dendrites.core import attach
+        >>> record = phase_record(PhaseMachine(), attach(nn.Linear(4, 2)), "training ended")
+        >>> record["phase"], record["dendrites"], record["parameters"]
+        ('base', 0, 10)
+    """
+    base = machine.phase == "base"
+    correlations = network.correlations()
+    return {
+        "cycle": machine.cycle,
+        "phase": machine.phase,
+        "dendrites": network.num_dendrites,
+        "parameters": parameter_count(network.model),
+        "epochs": machine.epochs,
+        "score": machine.phase_best if base else None,
+        "scores": machine.scores,
+        "best_score": machine.best,
+        "accepted": not machine.on_trial if base and machine.cycle > 0 else None,
+        "correlation": correlation_figures(correlations),
+        "candidates": max((value.shape[0] for value in correlations.values()), default=0),
+        "layers": _layers(network),
+        "skipped": dict(network.skipped),
+        "reason": reason,
+    }
+
+
+def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
+    modules = {plain_name(name): module for name, module in network.model.named_modules()}
+    return {
+        name: {
+            "type": type(modules[name]).__name__,
+            "neurons": dendrites.kind.neurons,
+            "dendrites": dendrites.count,
+            "parameters": parameter_count(dendrites),
+        }
+        for name, dendrites in network.layers.items()
+    }
+
+
+def why_none(history: Sequence[Mapping[str, Any]]) -> str:
+    """Why a fit left no dendrites.
+
+    Example:
+        >>> why_none([{"cycle": 0, "reason": "training ended"}])
+        'Sets tried: 0; the last phase ended because: training ended.'
+    """
+    tried = max(record["cycle"] for record in history)
+    return f"Sets tried: {tried}; the last phase ended because: {history[-1]['reason']}."

@@ -1,0 +1,186 @@
+"""What a fit saves in a checkpoint, and refusing what no fit can have saved: a checkpoint may come from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from pl_dendrites.core.phases import PhaseMachine
+
+__all__ = ["FitState"]
+
+_FORMAT = 3
+
+# Takes what was found and where; raises ValueError if it cannot be.
+_Check = Callable[[Any, str], None]
+
+
+@dataclass(frozen=True)
+class FitState:
+    """Everything that a resumed fit needs, as tensors and plain values.
+
+    Attributes:
+        machine: of the :class:`~pl_dendrites.core.phases.PhaseMachine`.
+        history: a record for every finished phase.
+        best: of the :class:`~pl_dendrites.saved.best.BestModel`.
+        seed: from which those of candidates follow.
+        score: of the :class:`~pl_dendrites.training.score.Score`.
+        loss: of the :class:`~pl_dendrites.training.score.TrainingLoss`.
+        batches: trained so far.
+        counted: batches at the end of the last epoch that was counted.
+        correlation: of the correlation phase that is running, if one is.
+        used: names of the layers that training was seen to use, where no correlation phase would tell.
+        running: the record of the phase that is running.
+
+    Example:
+        >>> FitState.from_dict({"format": 2})
+        Traceback (most recent call last):
+        ValueError: it has format 2; this version of pl_dendrites reads format 3
+    """
+
+    machine: dict[str, Any]
+    history: list[dict[str, Any]]
+    best: dict[str, Any]
+    seed: int
+    score: dict[str, Any]
+    loss: dict[str, Any]
+    batches: int
+    counted: int
+    correlation: dict[str, Any] | None
+    used: list[str]
+    running: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What goes into a checkpoint."""
+        return {"format": _FORMAT, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+    @classmethod
+    def from_dict(cls, state: Any) -> FitState:
+        """Take up what is in a checkpoint, if :meth:`to_dict` can have put it there; types and ranges are looked at.
+
+        Args:
+            state: what is in the checkpoint.
+
+        Raises:
+            ValueError: says what is wrong and where.
+        """
+        _mapping(state, "it")
+        if type(state.get("format")) is not int or state["format"] != _FORMAT:
+            raise ValueError(
+                f"it has format {_shown(state.get('format'))}; this version of pl_dendrites reads format {_FORMAT}"
+            )
+        _STATE(state, "it")
+        if state["correlation"] is not None and state["machine"].get("phase") != "correlation":
+            raise ValueError("it has candidates outside a correlation phase")
+        return cls(**{name: value for name, value in state.items() if name != "format"})
+
+
+def _shown(value: object) -> str:
+    # The value where it is short; a tensor, or a number of thousands of digits, only by its type.
+    short = isinstance(value, bool | float | str | None) or (isinstance(value, int) and abs(value) < 2**64)
+    return f"{value!r:.50}" if short else type(value).__name__
+
+
+def _that(allowed: str, holds: Callable[[Any], bool]) -> _Check:
+    def check(value: Any, where: str) -> None:
+        if not holds(value):
+            raise ValueError(f"{where} must be {allowed}, got {_shown(value)}")
+
+    return check
+
+
+def _entries(optional: Mapping[str, _Check] | None = None, /, **required: _Check) -> _Check:
+    checks = {**required, **(optional or {})}
+
+    def check(value: Any, where: str) -> None:
+        _mapping(value, where)
+        if not set(required) <= set(value) <= set(checks):
+            raise ValueError(f"{where} must have the entries {sorted(checks)}, got {sorted(value)}")
+        for name in value:
+            checks[name](value[name], f"'{name}' in {where}" if where != "it" else f"'{name}'")
+
+    return check
+
+
+def _each(container: _Check, inner: _Check) -> _Check:
+    def check(value: Any, where: str) -> None:
+        container(value, where)
+        for key in value if isinstance(value, Mapping) else range(len(value)):
+            inner(value[key], f"{key!r} in {where}")
+
+    return check
+
+
+def _maybe(inner: _Check) -> _Check:
+    return lambda value, where: None if value is None else inner(value, where)
+
+
+def _one_of(*allowed: Any) -> _Check:
+    return _that(f"one of {list(allowed)}", lambda value: any(type(value) is type(a) and value == a for a in allowed))
+
+
+def _whole(least: int) -> _Check:
+    return _that(f"an integer of at least {least}", lambda value: type(value) is int and least <= value < 2**63)
+
+
+def _weights(value: Any, where: str) -> None:
+    _mapping(value, where)
+    for name, entry in value.items():
+        # What a module keeps in `get_extra_state` is its own affair.
+        if name.rpartition(".")[2] != "_extra_state":
+            _tensor(entry, f"'{name}' in {where}")
+
+
+_text = _that("a text", lambda value: isinstance(value, str))
+_tensor = _that("a tensor", lambda value: isinstance(value, Tensor))
+_optimizer = _that(
+    "the state of an optimizer",
+    lambda v: (
+        isinstance(v, Mapping) and isinstance(v.get("state"), Mapping) and isinstance(v.get("param_groups"), list)
+    ),
+)
+_list = _that("a list", lambda value: isinstance(value, list))
+_mapping = _that("a dict with texts as keys", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v))
+_number = _that("a number", lambda value: isinstance(value, float) or (type(value) is int and abs(value) < 2**63))
+
+_LAYER = _entries(type=_text, neurons=_maybe(_whole(0)), dendrites=_whole(0), parameters=_whole(0))
+_RECORD = _entries(
+    {  # for reports; older records are without
+        "candidates": _whole(0),
+        "layers": _each(_mapping, _LAYER),
+        "skipped": _each(_mapping, _text),
+        "monitor": _text,
+        "mode": _one_of("min", "max"),
+        "learning": _one_of("correlation", "gradient", "hybrid"),
+    },
+    **dict.fromkeys(("cycle", "dendrites", "parameters", "epochs"), _whole(0)),
+    phase=_one_of("base", "correlation"),
+    score=_maybe(_number),
+    scores=_each(_list, _maybe(_number)),
+    best_score=_maybe(_number),
+    accepted=_one_of(True, False, None),
+    correlation=_each(_mapping, _entries(mean=_number, max=_number)),
+    reason=_text,
+)
+_CORRELATION = _entries(
+    candidates=_each(_mapping, _weights),
+    optimizer=_optimizer,
+    trainable=_each(_list, _text),
+)
+_STATE = _entries(
+    {"running": _maybe(_RECORD)},
+    format=_whole(0),
+    machine=lambda value, where: PhaseMachine().load_state_dict(value),
+    history=_each(_list, _RECORD),
+    best=_entries(weights=_maybe(_weights), path=_text),
+    seed=_whole(0),
+    score=_entries(source=_one_of("validation", "training", None), batches=_whole(-1)),
+    loss=_entries(sum=_number, count=_whole(0)),
+    batches=_whole(0),
+    counted=_whole(-1),
+    correlation=_maybe(_CORRELATION),
+    used=_each(_list, _text),
+)

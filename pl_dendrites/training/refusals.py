@@ -1,0 +1,112 @@
+"""What dendrites cannot work with, refused at the start of a fit with the reason and the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pl_dendrites.training.trainer import callbacks_of, has_communication_state, is_a, shards
+
+__all__ = ["refuse_optimizers", "refuse_unsupported"]
+
+_REFUSED = {
+    "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
+    " second fit of the grown model.",
+    "StochasticWeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or"
+    " average in a second fit of the grown model.",
+    "BaseFinetuning": "thaws layers and adds parameter groups at epochs of its own choosing, also where the network is"
+    " to stand still. Finetune in a first fit, then grow dendrites in a second one without it.",
+    "ModelPruning": "renames weights and masks them, so that neither the best network nor a checkpoint would fit the"
+    " model any more. Remove it, or prune in a second fit of the grown model.",
+}
+_REFUSED_STRATEGIES = {  # some of them are kinds of DDPStrategy
+    "FSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
+    "DeepSpeedStrategy": "hands the optimizer's parameters to an engine that cannot take in those of new dendrites",
+    "XLAStrategy": "traces a network of fixed size, and this one grows",
+    "XLAFSDPStrategy": "lays out parameters flat once and cannot take in those of new dendrites",
+    "SingleDeviceXLAStrategy": "traces a network of fixed size, and this one grows",
+}
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
+
+
+def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -> None:
+    """Raise where dendrites could not be added or a result would be wrong, before any training.
+
+    Args:
+        trainer: the Trainer that is about to fit.
+        monitor: the metric that decides.
+        grows_on_load: whether the model was made to grow on load before this fit.
+
+    Raises:
+        MisconfigurationException: says what is in the way and what to do.
+    """
+    _refuse_strategy(trainer.strategy)
+    _refuse_model_parallel(trainer)
+    if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") and not grows_on_load:
+        raise MisconfigurationException(
+            "With ddp_spawn, ddp_fork and ddp_notebook Lightning loads the trained weights into the model of the first"
+            " process, and would drop the dendrites there. Call `pl_dendrites.grow_on_load(model)` before the fit, or"
+            " use strategy='ddp'."
+        )
+    if trainer.barebones:
+        raise MisconfigurationException(
+            f"Trainer(barebones=True) logs no metrics, and {monitor!r} is to decide. Use a Trainer without it."
+        )
+    for callback in callbacks_of(trainer):
+        for name, reason in _REFUSED.items():
+            if is_a(callback, name):
+                raise MisconfigurationException(f"{type(callback).__name__} {reason}")
+        if is_a(callback, "EarlyStopping") and getattr(callback, "monitor", None) == monitor:
+            raise MisconfigurationException(
+                f"EarlyStopping(monitor={monitor!r}) would end training at the first plateau, where dendrites are to be"
+                " added. Remove it: DendriteCallback stops by itself, and its `patience` and `min_delta` mean the same."
+            )
+
+
+def _refuse_strategy(strategy: Any) -> None:
+    reason = next((reason for name, reason in _REFUSED_STRATEGIES.items() if is_a(strategy, name)), None)
+    if reason is None and has_communication_state(strategy):
+        reason = "has a communication hook that remembers gradients of a network of fixed size (`ddp_comm_state`)"
+    if reason is None and not any(is_a(strategy, name) for name in _STRATEGIES):
+        reason = "is not known to take in parameters that arrive during training"
+    if reason is not None:
+        raise MisconfigurationException(
+            f"DendriteCallback cannot work with {type(strategy).__name__}: it {reason}. Use `Trainer(devices=1)` or"
+            " `Trainer(strategy='ddp')`."
+        )
+
+
+def _refuse_model_parallel(trainer: pl.Trainer) -> None:
+    strategy: Any = trainer.strategy
+    if not shards(trainer):
+        return
+    if strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise MisconfigurationException(
+            "DendriteCallback cannot work with tensor parallelism: no process would see all of a layer's neurons. Use"
+            " `ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`."
+        )
+    if any(is_a(callback, "OnExceptionCheckpoint") for callback in callbacks_of(trainer)):
+        raise MisconfigurationException(
+            f"OnExceptionCheckpoint cannot save with {type(strategy).__name__}: a checkpoint takes all processes, and"
+            " after an exception some are elsewhere. Remove it, and let ModelCheckpoint save often enough."
+        )
+
+
+def refuse_optimizers(trainer: pl.Trainer) -> None:
+    """Raise for optimizers that cannot take in a parameter.
+
+    Args:
+        trainer: the Trainer, with its optimizers set up.
+
+    Raises:
+        MisconfigurationException: says which one and what to do.
+    """
+    for optimizer in trainer.optimizers:
+        for name, manner in {"LBFGS": "lays out", "ZeroRedundancyOptimizer": "deals out"}.items():
+            if is_a(optimizer, name):
+                raise MisconfigurationException(
+                    f"{name} {manner} its parameters once and cannot take in those of new dendrites. Use another"
+                    " optimizer."
+                )

@@ -1,0 +1,267 @@
+"""Everything that reaches into a Trainer, its strategy, loops, callbacks and loggers.
+
+No other file touches an attribute that Lightning does not document. What is put into a Trainer here is a
+:class:`Shadows`, or has one, which takes it out again.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from pl_dendrites.core.keys import is_constant_key
+
+__all__ = [
+    "BeforeLoading",
+    "ProgressBar",
+    "Shadows",
+    "bar_aside",
+    "callbacks_of",
+    "computing_dtype",
+    "gradient_scaler",
+    "has_communication_state",
+    "is_a",
+    "is_validated",
+    "logged_hyperparameters",
+    "logging_step",
+    "logs_default_result",
+    "no_early_stopping",
+    "no_validation",
+    "shards",
+    "unwrap",
+    "wrap",
+    "write_hyperparameters",
+]
+
+
+class Shadows:
+    """Attributes that stand before those of objects' classes, on the instances, until they are released.
+
+    Example:
+        >>> class Bar:
+        ...     def text(self):
+        ...         return "plain"
+        >>> bar, shadows = Bar(), Shadows()
+        >>> shadows.put(bar, "text", lambda: "shadowed")
+        >>> bar.text()
+        'shadowed'
+        >>> shadows.release()
+        >>> bar.text(), vars(bar)
+        ('plain', {})
+    """
+
+    def __init__(self) -> None:
+        self._put: list[tuple[Any, str, list[Any]]] = []
+
+    def put(self, thing: Any, name: str, value: Any) -> None:
+        """Put one in place; one that the instance had by itself comes back on release."""
+        self._put.append((thing, name, [vars(thing)[name]] if name in vars(thing) else []))
+        setattr(thing, name, value)
+
+    def release(self) -> None:
+        """Take all away, the last one first. Twice is the same as once."""
+        while self._put:
+            thing, name, before = self._put.pop()
+            vars(thing).pop(name, None)
+            for value in before:
+                setattr(thing, name, value)
+
+
+def is_a(thing: object, name: str) -> bool:
+    """Whether an object is of a class of that name: ``lightning.pytorch`` and ``pytorch_lightning`` both have one."""
+    return any(kind.__name__ == name for kind in type(thing).__mro__)
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[Any]:
+    """A Trainer's callbacks."""
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def logging_step(trainer: pl.Trainer) -> int:
+    """When an epoch ends, the step at which Lightning logs that epoch's metrics: its last one that stepped."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+
+
+def logged_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
+    """What Lightning is about to log of the model's and the datamodule's ``save_hyperparameters``."""
+    sources = [source for source in (trainer.lightning_module, trainer.datamodule) if source is not None]  # type: ignore[attr-defined]
+    logged = [source.hparams_initial for source in sources if source._log_hyperparams]
+    return {key: value for parameters in logged for key, value in parameters.items() if key != "_class_path"}
+
+
+def logs_default_result(logger: Any) -> bool:
+    """Whether Lightning makes ``hp_metric`` a result of each run (unless told ``default_hp_metric=False``)."""
+    return bool(getattr(logger, "_default_hp_metric", True))
+
+
+def write_hyperparameters(writer: Any, parameters: Mapping[str, Any], results: Iterable[str]) -> None:
+    """Write hyperparameters and the names of result scalars into a run of TensorBoard.
+
+    The writer's own ``add_hparams`` would begin a second run, and Lightning's ``log_hyperparams`` logs values for the
+    results and puts the hyperparameters into ``hparams.yaml``, from which models are made.
+
+    Args:
+        writer: of a logger.
+        parameters: mappings in it are written with their own entries.
+        results: names of scalars.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    for summary in hparams(_flat(parameters), dict.fromkeys(results, 0.0)):
+        writer.file_writer.add_summary(summary)
+
+
+def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}/{inner}": entry for inner, entry in _flat(value).items()})
+        else:
+            flat[str(name)] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+class ProgressBar:
+    """Adds items to a Trainer's progress bar, of any kind, at no cost while training.
+
+    Metrics logged for the bar are numbers alone, cost a tensor each time, stay after their phase, and could be taken
+    for the model's. ``get_metrics`` is where Lightning lets a bar be told what to show, and may return text.
+
+    Args:
+        trainer: the Trainer.
+
+    Attributes:
+        items: shown before all others.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.items: dict[str, str] = {}
+        self._shadows = Shadows()
+        bar = trainer.progress_bar_callback
+        if bar is not None:
+            self._get_metrics = bar.get_metrics
+            self._shadows.put(bar, "get_metrics", self._with_items)
+
+    def _with_items(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**self.items, **self._get_metrics(*args, **kwargs)}
+
+    def release(self) -> None:
+        """Give the bar back as it was."""
+        self._shadows.release()
+
+
+@contextmanager
+def bar_aside(trainer: pl.Trainer) -> Iterator[None]:
+    """Take TQDM's bar off the screen: a line that is logged would stand behind it. Afterwards it stands below."""
+    bar = getattr(trainer.progress_bar_callback, "_train_progress_bar", None)
+    aside = getattr(bar, "external_write_mode", nullcontext)
+    with aside():
+        yield
+
+
+def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """What scales the loss under ``precision="16-mixed"``; ``None`` where nothing does."""
+    scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def is_validated(trainer: pl.Trainer, metric: str) -> bool:
+    """Whether the validation that just ended logged a metric.
+
+    ``callback_metrics`` also holds metrics of training: then not yet their means over the epoch, but older values.
+    """
+    own = metric in trainer._logger_connector.metrics["callback"]
+    return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
+
+
+def shards(trainer: pl.Trainer) -> bool:
+    """Whether a Trainer's model shards its parameters."""
+    return is_a(trainer.strategy, "ModelParallelStrategy")
+
+
+def computing_dtype(module: Any) -> torch.dtype | None:
+    """The type that a module which went through ``fully_shard`` casts its parameters to; ``None``: it casts none."""
+    state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+    dtype: torch.dtype | None = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
+    return dtype
+
+
+class BeforeLoading:
+    """Does something with the path of a checkpoint before a strategy loads it.
+
+    Args:
+        trainer: the Trainer.
+        prepare: called with the path.
+    """
+
+    def __init__(self, trainer: pl.Trainer, prepare: Callable[[str], None]) -> None:
+        self._prepare, self._load, self._shadows = prepare, trainer.strategy.load_checkpoint, Shadows()
+        self._shadows.put(trainer.strategy, "load_checkpoint", self._prepare_and_load)
+
+    def _prepare_and_load(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._prepare(checkpoint_path)
+        return self._load(checkpoint_path, *args, **kwargs)
+
+    def release(self) -> None:
+        """Give the strategy back as it was."""
+        self._shadows.release()
+
+
+def unwrap(trainer: pl.Trainer) -> None:
+    """Take the wrapper of DDP off a network that stands still: it has no gradients to average."""
+    strategy = trainer.strategy
+    if is_a(strategy, "DDPStrategy") and strategy.model is not trainer.lightning_module:
+        strategy.model = trainer.lightning_module
+        gc.collect()  # a wrapper is part of a cycle, and as large as all gradients
+
+
+def wrap(trainer: pl.Trainer) -> None:
+    """Wrap a network for DDP anew, which knows only parameters that were there, and trainable, when it was made.
+
+    All processes must call this; the first one's weights and buffers become those of all.
+    """
+    strategy: Any = trainer.strategy
+    if is_a(strategy, "DDPStrategy"):
+        unwrap(trainer)
+        module: Any = trainer.lightning_module
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return
+        # DDP copies the first process' buffers before each forward pass. Those of dendrites are constants: without
+        # them a model that has no others is spared that.
+        ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", None)
+        own = [name for name, _ in module.named_buffers() if is_constant_key(name)]
+        module._ddp_params_and_buffers_to_ignore = [*(ignored or ()), *own]
+        try:
+            strategy.configure_ddp()
+        finally:
+            if ignored is None:
+                del module._ddp_params_and_buffers_to_ignore
+            else:
+                module._ddp_params_and_buffers_to_ignore = ignored
+        strategy._pl_static_graph_delay_done = False
+
+
+def has_communication_state(strategy: Any) -> bool:
+    """Whether DDP has a communication hook that remembers gradients."""
+    return getattr(strategy, "_ddp_comm_state", None) is not None
+
+
+def no_validation(trainer: pl.Trainer) -> Shadows:
+    """Have a Trainer not validate until this is released."""
+    shadows = Shadows()
+    shadows.put(trainer.fit_loop.epoch_loop, "_should_check_val_fx", lambda *_, **__: False)
+    return shadows
+
+
+def no_early_stopping(trainer: pl.Trainer) -> Shadows:
+    """Have ``EarlyStopping`` not look at its metric until this is released."""
+    shadows = Shadows()
+    for callback in callbacks_of(trainer):
+        if is_a(callback, "EarlyStopping"):
+            shadows.put(callback, "_run_early_stopping_check", lambda *_, **__: None)
+    return shadows
