@@ -289,7 +289,8 @@ class DendriticNetwork:
     def _offer(self, name: str) -> Offer:
         dendrites, pool = self.layers[name], self.candidates[name]
         parameters = set_parameters(pool.kind, self._hosts[name], dendrites.count) / pool.links.shape[-1]
-        return Offer(worth_of(pool.moments, round(parameters) - 1), parameters, not pool.kind.choosable)
+        worth, seen = (worth_of(pool.moments, inputs) for inputs in (round(parameters) - 1, 0))
+        return Offer(worth, parameters, not pool.kind.choosable, seen)
 
     def grow(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
         """Give each neuron of some layers one more dendrite without any candidates, to learn with the network.

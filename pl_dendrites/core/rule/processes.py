@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pl_dendrites.core.kinds import Inputs
 from pl_dendrites.core.rule.candidates import Candidates
+from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.correlation import covariance_gradient
 from pl_dendrites.core.rule.moments import Moments, Sums, batch_moments
 from pl_dendrites.core.tensors import flat_nested, per_neuron
@@ -251,7 +252,7 @@ class JointLearning:
     Where it communicates no more than a base step does, see :func:`gather_rows`, every
     process gets the samples of all instead, and computes the gradients of the whole batch by itself.
 
-    Several uses of a layer in one backward pass count as one batch here; without other processes each counts by itself.
+    Several uses of a layer in one backward pass count as one batch.
 
     Args:
         pools: the candidates, those of all layers in the same order in every process.
@@ -285,12 +286,14 @@ class JointLearning:
         # Since the last step: which pools have gradients of a part of a batch, and gradients of whole batches.
         self._in_parts: dict[Candidates, bool] = dict.fromkeys(self._pools, False)
         self._whole: dict[nn.Parameter, Tensor] = {}
+        self._epochs: dict[Candidates, int] = {}  # in which each pool was looked at
         self._notes = {pool: Notes(pool) for pool in self._pools}
         for pool, notes in self._notes.items():
             pool.notes = notes
 
     def learn(self) -> None:
         """Take in what the last backward pass noted, in all processes, and give the candidates their gradients."""
+        self._look()
         gathered = {} if self._gather is None else gather_rows(self._notes, self._gather)
         for pool, samples in gathered.items():
             self._learn_whole(pool, samples)
@@ -300,11 +303,31 @@ class JointLearning:
         for notes in self._notes.values():
             notes.uses.clear()  # the list stays: a second backward pass through a graph notes in it
 
+    def _look(self) -> None:
+        # At each epoch's first batch alone: what is multiplied and what is left out is the same in all processes.
+        scales = {pool: pool.common_scale for pool in self._pools if pool.epoch != self._epochs.get(pool)}
+        self._epochs.update({pool: pool.epoch for pool in scales})
+        if not scales:
+            return
+        rows = [self._looks(pool) for pool in scales]
+        flat = torch.tensor(rows, dtype=torch.float64, device=self._pools[0].links.device).flatten()
+        self._add_up(flat)
+        for scale, (largest, empty) in zip(scales.values(), flat.view(-1, 2).tolist(), strict=True):
+            scale.see(largest, float(not empty))
+
+    def _looks(self, pool: Candidates) -> tuple[float, float]:
+        # The largest error, and whether there are positions without any.
+        seen = [CommonScale.look(e, pool.kind.dim) for _, e in self._notes[pool].uses if e is not None and e.numel()]
+        largest = max((size for size, _ in seen), default=0.0)
+        return largest, float(largest > 0 and any(least == 0 for _, least in seen))
+
     def _learn_whole(self, pool: Candidates, samples: Gathered) -> None:
         outputs, error = samples.rows.outputs(pool, pool.links.dtype, samples.half), samples.rows.error
-        new, _ = batch_moments(outputs.detach(), self._scaled(error), pool.kind.dim)
-        pool.missed.logical_or_((new.samples == 0).any())
-        gradient = self._gradient(pool, new, pool.take_in(new), error, outputs)
+        scaled, real = self._samples(pool, error)
+        new, _ = batch_moments(outputs.detach(), scaled, pool.kind.dim, real)
+        pool.missed.logical_or_(~new.mean_error.isfinite().all())
+        sign = pool.take_in(new, len(error) if real is None else real.sum())
+        gradient = self._gradient(pool, new, sign, error, outputs)
         parameters = list(pool.parameters())
         # Apart from what the parameters have: that is of this process' part alone, and still to be added up.
         found = torch.autograd.grad(outputs, parameters, gradient, allow_unused=True)
@@ -315,9 +338,9 @@ class JointLearning:
     def _learn_parts(self, pools: list[Candidates]) -> None:
         outputs, gradients = [], []
         seen = {pool: [(use.outputs(), error) for use, error in self._notes[pool].uses] for pool in pools}
-        for pool, (used, new) in zip(pools, self._moments(seen), strict=True):
+        for pool, (used, samples, new) in zip(pools, self._moments(seen), strict=True):
             self._in_parts[pool] = True
-            sign = pool.take_in(new) if used else torch.zeros_like(new.covariance)
+            sign = pool.take_in(new, samples) if used else torch.zeros_like(new.covariance)
             for own, error in seen[pool]:
                 outputs.append(own)
                 gradient = torch.zeros_like(own) if error is None else self._gradient(pool, new, sign, error, own)
@@ -327,32 +350,37 @@ class JointLearning:
             torch.autograd.backward(outputs, gradients, retain_graph=True)
 
     @torch.no_grad()
-    def _moments(self, seen: Mapping[Candidates, _Seen]) -> list[tuple[bool, Moments]]:
-        # Of each pool, whether any process noted an error, and the moments over all processes.
+    def _moments(self, seen: Mapping[Candidates, _Seen]) -> list[tuple[bool, int, Moments]]:
+        # Of each pool, whether any process noted an error, and samples and moments over all processes.
         own = [self._sums(pool, uses) for pool, uses in seen.items()]
         flat = torch.cat(own)
         self._add_up(flat)
         parts = flat.split([part.numel() for part in own])
-        used = torch.stack([part[0] for part in parts]).tolist()
-        new = [self._unpack(pool, part[1:]) for pool, part in zip(seen, parts, strict=True)]
-        return list(zip([anywhere > 0 for anywhere in used], new, strict=True))
+        counted = torch.stack([part[:2] for part in parts]).tolist()
+        new = [self._unpack(pool, part[2:]) for pool, part in zip(seen, parts, strict=True)]
+        return [(used > 0, int(size), moments) for (used, size), moments in zip(counted, new, strict=True)]
 
     def _sums(self, pool: Candidates, uses: _Seen) -> Tensor:
-        used, total = 0.0, Sums.nothing(pool.moments)
+        total = Sums.nothing(pool.moments)
+        counted = total.samples.new_zeros(2)
         for outputs, error in uses:
             if error is not None:
-                used = 1.0
-                moments, _ = batch_moments(outputs, self._scaled(error), pool.kind.dim)
+                scaled, real = self._samples(pool, error)
+                size = error.numel() // max(error.shape[pool.kind.dim], 1) if real is None else real.sum()
+                counted += torch.stack([counted.new_ones(()), torch.as_tensor(size, device=counted.device)])
+                moments, _ = batch_moments(outputs, scaled, pool.kind.dim, real)
                 sums = Sums.of(moments)
                 if error.numel():
                     # One error that is not finite spoils the batch for a neuron, in whichever process it is. Unlike a
                     # zero, NaN is still seen in a sum.
-                    sums = sums._replace(samples=torch.where(moments.samples > 0, sums.samples, torch.nan))
+                    finite = moments.mean_error.isfinite()
+                    sums = sums._replace(samples=torch.where(finite, sums.samples, torch.nan))
                 total = total.plus(sums)
-        return torch.cat([total.samples.new_tensor([used]), *(value.flatten() for value in total)])
+        return torch.cat([counted, *(value.flatten() for value in total)])
 
-    def _scaled(self, error: Tensor) -> Tensor:
-        return error.to(torch.promote_types(error.dtype, torch.float32)) * self._share
+    def _samples(self, pool: Candidates, error: Tensor) -> tuple[Tensor, Tensor | None]:
+        error, real = pool.common_scale.samples_of(error, pool.kind.dim)
+        return error.to(torch.promote_types(error.dtype, torch.float32)) * self._share, real
 
     def _unpack(self, pool: Candidates, flat: Tensor) -> Moments:
         own = pool.moments
@@ -363,9 +391,10 @@ class JointLearning:
 
     def _gradient(self, pool: Candidates, new: Moments, sign: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
         dim, ndim = pool.kind.dim, error.ndim
-        centred = self._scaled(error) - per_neuron(new.mean_error, dim, ndim)
+        scaled, real = self._samples(pool, error)
+        centred = scaled - per_neuron(new.mean_error, dim, ndim)
         centred = torch.where(per_neuron(new.samples > 0, dim, ndim), centred, 0)
-        return covariance_gradient(sign, centred, outputs.detach(), dim)
+        return covariance_gradient(sign, centred if real is None else centred * real, outputs.detach(), dim)
 
     @torch.no_grad()
     def add_up_gradients(self) -> None:
