@@ -68,6 +68,7 @@ def test_with_fewer_samples_than_inputs_what_correlates_most_is_chosen() -> None
     """None can be told from noise then; it is not the first neuron each time."""
     random = torch.Generator().manual_seed(0)
     outputs, error = torch.randn(1, 6, 3, generator=random), torch.randn(6, 3, generator=random)
+    error /= error.std(0)
     outputs[0, :, 2] = error[:, 2] + 0.01 * outputs[0, :, 2]
     moments = batch_moments(outputs, error, -1)[0]
     offer = Offer(worth_of(moments, 20).clamp(max=0), 5, together=False, seen=worth_of(moments, 0))
