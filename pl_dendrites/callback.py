@@ -249,6 +249,10 @@ class DendriteCallback(pl.Callback):
         """Step the candidates whenever the model's optimizer would have stepped."""
         self._fit.end_batch(trainer, outputs)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have the network validated that stands still in a correlation phase."""
+        self._fit.begin_validation()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":

@@ -125,7 +125,7 @@ class Fit:
             checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
             self.save_beside(trainer, module, checkpoint)
             checkpoint["state_dict"] = model_weights(module)
-            self._interrupted = (self.state(), checkpoint)
+            self._interrupted = (self.state(together=False), checkpoint)
         reason = self.machine.stop_reason or f"interrupted by {type(exception).__name__}"
         self._finish(trainer, module, reason, restore=alone)
 
@@ -151,13 +151,13 @@ class Fit:
         """Carry out what was decided."""
         pending = self.machine.pending
         if pending is not None and pending.kind == "correlate":
-            self._begin_correlation(trainer, module, pending)
+            self._begin_correlation(trainer, module, pending, whole_epoch=batch_idx == 0)
         elif pending is not None and pending.kind == "prune":
-            self._keep_strongest(trainer, pending)
+            self._keep_strongest(trainer, pending, whole_epoch=batch_idx == 0)
         elif pending is not None:
             self._begin_base(trainer, module, pending)
-        elif self.machine.phase == "correlation" and batch_idx == 0:
-            self._network.reset_correlations()
+        elif self._correlation is not None and batch_idx == 0:
+            self._correlation.begin_epoch()
         if self._correlation is not None:
             self._correlation.begin_batch()
 
@@ -187,8 +187,15 @@ class Fit:
         if self._used is not None:
             self._used.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
+    def begin_validation(self) -> None:
+        """Have the network validated that stands still."""
+        if self._correlation is not None:
+            self._correlation.begin_validation()
+
     def end_validation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
+        if self._correlation is not None:
+            self._correlation.end_validation()
         self._step(trainer, module, self._score.after_validation(trainer, self._batches))
 
     def end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -198,9 +205,10 @@ class Fit:
         self._counted = self._batches
         self._step(trainer, module, self._score.after_epoch(trainer, self._batches))
         running = self._correlation
-        rose = running is not None and running.rose(self._settings.correlation_min_delta)
         loss = Processes(trainer).mean(self._loss.take())
-        self._act_on(trainer, module, self.machine.end_epoch(rose, loss))
+        if running is None or running.whole_epoch:  # a part of an epoch is none: its few samples correlate by chance
+            rose = running is not None and running.rose(self._settings.correlation_min_delta)
+            self._act_on(trainer, module, self.machine.end_epoch(rose, loss))
         rate = None if running is None else running.learning_rate
         self._shows.end_epoch(trainer, self.machine, self._network, rate)
 
@@ -221,25 +229,36 @@ class Fit:
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
-    def _begin_correlation(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
+    def _begin_correlation(
+        self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision, whole_epoch: bool
+    ) -> None:
         self._record(trainer, decision.reason)
         with changing(trainer, self._network):
             self.best.restore(module)
         self._commit()
-        self._start_candidates(trainer)
+        self._start_candidates(trainer, whole_epoch=whole_epoch)
         pool = self._settings.phase["pool"]
         self._say(
             trainer,
             f"correlation phase of cycle {self.machine.cycle}, candidates per neuron {pool}: {decision.reason}",
         )
 
-    def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
-        seed = self._seed + self.machine.cycle
-        self._correlation = CorrelationPhase(trainer, self._network, seed=seed, resumed=resumed, **self._settings.phase)
+    def _start_candidates(
+        self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None, whole_epoch: bool = True
+    ) -> None:
+        self._correlation = CorrelationPhase(
+            trainer,
+            self._network,
+            seed=self._seed + self.machine.cycle,
+            resumed=resumed,
+            whole_epoch=whole_epoch,
+            values=self.best.weights,
+            **self._settings.phase,
+        )
 
-    def _keep_strongest(self, trainer: pl.Trainer, decision: Decision) -> None:
+    def _keep_strongest(self, trainer: pl.Trainer, decision: Decision, whole_epoch: bool) -> None:
         assert self._correlation is not None
-        self._correlation.keep_strongest()
+        self._correlation.keep_strongest(whole_epoch)
         self.machine.commit()
         fan_in = self._settings.next["fan_in"]
         self._say(trainer, f"candidates keep their strongest inputs, fan_in={fan_in}: {decision.reason}")
@@ -315,8 +334,12 @@ class Fit:
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors and plain values."""
+    def state(self, together: bool = True) -> dict[str, Any]:
+        """Everything that a resumed run needs, as tensors and plain values.
+
+        Args:
+            together: whether all processes call this.
+        """
         if self._interrupted is not None:
             return dict(self._interrupted[0])
         if not self._has_state:
@@ -333,7 +356,7 @@ class Fit:
             loss=self._loss.state_dict(),
             batches=self._batches,
             counted=self._counted,
-            correlation=saved if self._correlation is None else self._correlation.state_dict(),
+            correlation=saved if self._correlation is None else self._correlation.state_dict(together),
             used=used if self._used is None else sorted(self._used.names),
         ).to_dict()
 

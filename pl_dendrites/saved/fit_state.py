@@ -166,6 +166,12 @@ _RECORD = _entries(
     reason=_text,
 )
 _CORRELATION = _entries(
+    {  # older states are without
+        "whole_epoch": _one_of(True, False),
+        "waiting": _whole(0),
+        "single": _each(_list, _tensor),
+        **dict.fromkeys(("gradients", "summed"), _each(_list, _maybe(_tensor))),
+    },
     candidates=_each(_mapping, _weights),
     optimizer=_optimizer,
     trainable=_each(_list, _text),

@@ -30,6 +30,7 @@ __all__ = [
     "logged_hyperparameters",
     "logging_step",
     "logs_default_result",
+    "loss_scale",
     "no_early_stopping",
     "no_validation",
     "shards",
@@ -168,6 +169,12 @@ def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
     """What scales the loss under ``precision="16-mixed"``; ``None`` where nothing does."""
     scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def loss_scale(trainer: pl.Trainer) -> torch.Tensor | None:
+    """What Lightning multiplies the loss by before a backward pass, where the device has it; ``None``: by nothing."""
+    scaler = gradient_scaler(trainer)
+    return None if scaler is None else scaler._scale
 
 
 def is_validated(trainer: pl.Trainer, metric: str) -> bool:

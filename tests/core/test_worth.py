@@ -77,7 +77,7 @@ def test_with_fewer_samples_than_inputs_what_correlates_most_is_chosen() -> None
 
 @pytest.mark.parametrize("positions", [4, 16])
 def test_a_feature_map_is_worth_what_its_one_weight_does_at_all_positions(positions: int) -> None:
-    """A convolution of one pixel beside a Linear: the same samples, the same errors, each loss a mean over its batch."""
+    """A convolution of one pixel beside a Linear that sees the same: each loss is a mean over its batch."""
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(32, 5, positions, generator=random), torch.randn(32, 3, positions, generator=random)
     line, point = nn.Linear(5, 3), nn.Conv1d(5, 3, 1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
@@ -190,6 +191,13 @@ class WholeModule(LayerKind):
             if generator is not None:
                 torch.set_rng_state(users)
         nodes.to(device)
+
+    def begin_epoch(self, nodes: nn.Module) -> None:
+        """Have normalisation layers take the plain mean over the epoch: a dendrite is one with it for good."""
+        for module in nodes.modules():
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                module.momentum = None  # cumulative
+                module.reset_running_stats()
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""

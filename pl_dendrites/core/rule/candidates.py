@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core.activations import ACTIVATIONS, UNBOUNDED
-from pl_dendrites.core.kinds import Inputs, LayerKind, Sparse, weight_of
+from pl_dendrites.core.kinds import Inputs, LayerKind, LinearConv, Sparse, inputs_of, weight_of
 from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.correlation import covariance_gradient, pearson
+from pl_dendrites.core.rule.inputs import InputSpread
 from pl_dendrites.core.rule.moments import Moments, batch_moments, merge_moments, scaled_errors
 from pl_dendrites.core.tensors import per_neuron
 
@@ -50,6 +51,7 @@ class Candidates(nn.Module):
         watching: whether errors that come are taken in.
         loss_scale: what the loss was multiplied by before the backward pass; ``None``: nothing.
         epoch: how often statistics began anew.
+        spread_of_inputs: how much each input varies, if anybody wants to know.
         common_scale: what makes a sample count the same in whatever batch it comes.
         notes: where uses of the layer and their errors are noted, to be taken in later by
             :class:`~pl_dendrites.core.rule.processes.JointLearning`; ``None``: the backward pass itself takes them in.
@@ -86,6 +88,7 @@ class Candidates(nn.Module):
             raise RuntimeError("the neurons of the layer are not known before its first forward pass")
         self.nodes = self.kind.node_set(layer, pool).train()
         self.kind.initialise(self.nodes, generator)
+        self.kind.begin_epoch(self.nodes)
         reference = weight_of(layer)
         device = reference.device
         self.links = nn.Parameter(torch.zeros(pool, below, neurons, device=device, dtype=reference.dtype))
@@ -100,6 +103,7 @@ class Candidates(nn.Module):
         self.listening = self.watching = True
         self.epoch = 0
         self.loss_scale: Tensor | None = None
+        self.spread_of_inputs: InputSpread | None = None
         self._pass, self._sign = -1, torch.empty(0)  # the backward pass that was last, and the sign in it
         self._of_pass = self._ahead = 0  # samples in it, and in forward passes since
         self.notes: _Notes | None = None
@@ -133,6 +137,8 @@ class Candidates(nn.Module):
             The pool's outputs and :meth:`observe`; or, if errors are to be noted only, what notes them together with
             this use of the layer, and nothing that it needs.
         """
+        if self.spread_of_inputs is not None and isinstance(self.kind, LinearConv):
+            self.spread_of_inputs.add(self.kind.input_of(inputs, live=False), self.kind.dim)
         if self.notes is not None:
             return self.notes.watch(inputs, out, dendrites)
         if torch._C._current_graph_task_id() < 0:  # else a forward pass is recomputed, for activation checkpointing
@@ -212,7 +218,8 @@ class Candidates(nn.Module):
 
     def saw_error(self) -> bool:
         """Whether any neuron of the layer had an error since the last reset: false if the layer is not used."""
-        return bool((self.moments.square_error > 0).any())
+        moments = self.moments
+        return bool(((moments.square_error > 0) | (moments.mean_error != 0)).any())
 
     def missed_error(self) -> bool:
         """Whether the error of any neuron was not finite since this was last asked."""
@@ -221,13 +228,25 @@ class Candidates(nn.Module):
         return missed
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of any module; a state may be older than :attr:`common_scale`."""
-        since = {key: value for key, value in self.state_dict().items() if key.startswith("common_scale.")}
+        """As of any module; a state may be older than what came later."""
+        since = {
+            key: value
+            for key, value in self.state_dict().items()
+            if key.startswith(("common_scale.", "spread_of_inputs."))
+        }
         return super().load_state_dict({**since, **state_dict}, strict, assign)
+
+    def watch_inputs(self, layer: nn.Module) -> None:
+        """From now on see how much each input varies, which :meth:`keep_strongest` wants to know.
+
+        Args:
+            layer: the layer; it is read, not kept.
+        """
+        self.spread_of_inputs = InputSpread(inputs_of(layer), self.links.device)
 
     @torch.no_grad()
     def keep_strongest(self, layer: nn.Module, fan_in: int) -> None:
-        """From now on let each candidate see its strongest inputs alone, those with the largest weights.
+        """From now on let each candidate see its strongest inputs alone: by weight times standard deviation.
 
         Statistics begin anew; the running sign of the covariance stays.
 
@@ -243,9 +262,10 @@ class Candidates(nn.Module):
             raise RuntimeError(f"the candidates see {self.fan_in} inputs each already")
         kind, nodes = Sparse(layer, fan_in), self.nodes
         self.nodes = kind.node_set(layer, self.pool).train()
-        for place, values in enumerate(kind.strongest(nodes, self.pool)):
+        deviation = None if self.spread_of_inputs is None else self.spread_of_inputs.deviation()
+        for place, values in enumerate(kind.strongest(nodes, self.pool, deviation)):
             kind.put(self.nodes, place, values)
-        self.kind, self.fan_in = kind, fan_in
+        self.kind, self.fan_in, self.spread_of_inputs = kind, fan_in, None
         self.reset()
         self.get_buffer("reference").zero_()
 
@@ -270,6 +290,7 @@ class Candidates(nn.Module):
     def reset(self) -> None:
         """Start a new epoch of statistics. The running sign and the reference stay."""
         self.epoch += 1
+        self.kind.begin_epoch(self.nodes)
         self.common_scale.looked = False
         for value in self.moments:
             value.zero_()

@@ -7,7 +7,7 @@ where that is cheap (:func:`gather_rows`), and candidates learn (:class:`JointLe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -408,6 +408,24 @@ class JointLearning:
         for parameter, whole in self._whole.items():
             parameter.grad = whole if parameter.grad is None else parameter.grad + whole
         self._in_parts, self._whole = dict.fromkeys(self._pools, False), {}
+
+    def gradients(self) -> list[Tensor | None]:
+        """Of each parameter what waits for a step, of all processes together. All must call this."""
+        parts = [parameter for pool in self._pools if self._in_parts[pool] for parameter in pool.parameters()]
+        if parts:
+            self._add_up_parts(parts)
+        for parameter in parts:
+            own, parameter.grad = parameter.grad, None
+            if own is not None:
+                self._whole[parameter] = self._whole[parameter] + own if parameter in self._whole else own
+        self._in_parts = dict.fromkeys(self._pools, False)
+        return [self._whole.get(parameter) for pool in self._pools for parameter in pool.parameters()]
+
+    def load_gradients(self, saved: Sequence[Tensor | None]) -> None:
+        """Go on from :meth:`gradients`; from nothing, if there were none."""
+        parameters = [parameter for pool in self._pools for parameter in pool.parameters()]
+        pairs = zip(parameters, saved, strict=True) if saved else ()
+        self._whole = {p: g.to(p.device, p.dtype, copy=True) for p, g in pairs if g is not None}
 
     def _add_up_parts(self, parameters: list[nn.Parameter]) -> None:
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
