@@ -30,7 +30,7 @@ demo: $(DEMO_STAMP)
 	$(RUN) examples/digits.py
 
 test: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --timeout 1800
