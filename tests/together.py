@@ -431,6 +431,9 @@ def main(folder: Path, names: list[str]) -> None:
         for epoch in setting.resumed_from_one:
             path = folder / "one" / name / f"epoch={epoch}.ckpt"
             results[f"from one's {epoch}"] = fit(setting, rank, folder / f"{name} from one's {epoch}", ckpt_path=path)
+        for key, run in results.items():
+            if rank != 0 or key != "whole":
+                del run["trail"]  # thousands of tensors; of other runs than this one the digests will do
         torch.save(results, folder / f"{name} {rank}.pt")
     fit(SETTINGS["automatic"], rank, folder / "raises", death="raises")
 
