@@ -270,10 +270,14 @@ class DendriticNetwork:
         """Names of the layers with candidates that had an error since the last reset; others are not used."""
         return [name for name, pool in self.candidates.items() if pool.saw_error()]
 
-    def hold_still(self) -> None:
-        """Put back what the model moved by itself since the candidates started: its buffers above all."""
+    def hold_still(self, compare: bool = False) -> None:
+        """Put back what the model moved by itself since the candidates started: its buffers above all.
+
+        Args:
+            compare: look for changes that PyTorch does not count as well, which waits for the device.
+        """
         if self._freeze is not None:
-            self._freeze.hold()
+            self._freeze.hold(compare)
 
     def adopt(self) -> None:
         """Keep what the model changed since :meth:`hold_still`, and put that back from now on."""
@@ -338,6 +342,7 @@ class DendriticNetwork:
             generator: a generator on the CPU for the initial weights; ``None``: PyTorch's default one.
 
         Example:
+            >>> from pl_dendrites.core import attach
             >>> network = attach(nn.Linear(3, 2), live=True)
             >>> network.grow(network.can_grow())
             >>> network.model(torch.randn(8, 3)).square().mean().backward()

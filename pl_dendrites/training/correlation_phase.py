@@ -140,6 +140,7 @@ class CorrelationPhase:
 
     def begin_epoch(self) -> None:
         """An epoch's first batch is about to come."""
+        self._network.hold_still(compare=True)
         self._network.reset_correlations()
         self.whole_epoch = True
 
@@ -238,7 +239,7 @@ class CorrelationPhase:
 
     def begin_validation(self) -> None:
         """The network that is validated is the one that stands still."""
-        self._network.hold_still()
+        self._network.hold_still(compare=True)
 
     def end_validation(self) -> None:
         """What a validation changes is the user's own affair: a threshold that it finds, say."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 __all__ = ["Freeze"]
 
@@ -73,16 +74,19 @@ class Freeze:
                 parameter.requires_grad_(True)
 
     @torch.no_grad()
-    def hold(self) -> None:
+    def hold(self, compare: bool = False) -> None:
         """Put back whatever moved.
 
-        PyTorch counts changes of a tensor, but not those by ``tensor.data``. So values are compared too, the first time
-        and then more and more rarely; what was once seen to move is put back every time.
+        PyTorch counts changes of a tensor, but not those by ``tensor.data``. So values are compared too, on a CPU the
+        first time and then more and more rarely; what was once seen to move is put back every time.
+
+        Args:
+            compare: compare now, on any device, which waits for it.
         """
         self._times_held += 1
-        compare = self._times_held & (self._times_held - 1) == 0
+        often = self._times_held & (self._times_held - 1) == 0
         for held in self._held:
-            held.put_back(compare)
+            held.put_back(compare, often)
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -92,7 +96,7 @@ class Freeze:
 
     def release(self) -> None:
         """Put everything back and make trainable what is so but for this."""
-        self.hold()
+        self.hold(compare=True)
         self.thaw()
 
 
@@ -112,17 +116,18 @@ def _held(model: nn.Module, values: Mapping[str, Any]) -> Iterator[_Held]:
 class _Held:
     def __init__(self, module: nn.Module, name: str, tensor: Tensor, value: Tensor) -> None:
         self._module, self._name, self._value = module, name, value
-        self._tensor, self._version, self._moves = tensor, _version(tensor), False
+        # Normalisation layers move their statistics past PyTorch's count.
+        self._tensor, self._version, self._moves = tensor, _version(tensor), isinstance(module, _NormBase)
 
-    def put_back(self, compare: bool) -> None:
+    def put_back(self, compare: bool, often: bool) -> None:
         now = getattr(self._module, self._name, None)
         if not isinstance(now, Tensor) or now.is_inference():
             setattr(self._module, self._name, self._value.to(self._tensor.device, copy=True))
             self._take(getattr(self._module, self._name))
         elif now.shape != self._value.shape:  # a cache that grew: what is in it depends on nothing that learns
             self.adopt()
-        elif self._moved(now) or (compare and not torch.equal(now, self._value.to(now.device))):
-            self._moves = True
+        elif self._moved(now) or ((compare or (often and now.device.type == "cpu")) and self._differs(now)):
+            self._moves, self._value = True, self._value.to(now.device)
             now.copy_(self._value)
             self._take(now)
 
@@ -131,6 +136,9 @@ class _Held:
         if isinstance(now, Tensor) and (now is not self._tensor or _version(now) != self._version):
             self._value = now.detach().clone()
             self._take(now)
+
+    def _differs(self, now: Tensor) -> bool:
+        return not torch.equal(now, self._value.to(now.device))
 
     def _moved(self, now: Tensor) -> bool:
         return self._moves or now is not self._tensor or _version(now) != self._version

@@ -133,7 +133,9 @@ class CommonScale(nn.Module):
             self.first = int(samples)
         if not isinstance(samples, Tensor) and samples in (0, self.first):
             return 1.0
-        share = torch.as_tensor(samples / max(self.first, 1), device=self.evidence.device, dtype=self.evidence.dtype)
+        share = samples / max(self.first, 1)
+        if not isinstance(share, Tensor):
+            share = self.evidence.new_full((), share)  # made there: a tensor that is brought would wait for the device
         more, larger = share.log(), (_mean_square(new) / _mean_square(so_far)).log() / 2
         step = torch.stack([larger * more, more * more])
         self.evidence.add_(torch.where(step.isfinite().all(), step, 0))

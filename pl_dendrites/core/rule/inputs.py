@@ -53,14 +53,12 @@ class InputSpread(nn.Module):
         x = x.detach().movedim(dim, -1).flatten(0, -2) if x.ndim > 1 else x.detach()[None]
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = x.mean(0)
-        self._merge(self.samples.new_tensor(count), mean.double(), (x - mean).square().sum(0).double())
-
-    def _merge(self, samples: Tensor, mean: Tensor, square: Tensor) -> None:
+        square = (x - mean).square().sum(0)
         # Chan, Golub & LeVeque (1979).
-        step, share = mean - self.mean, samples / (self.samples + samples)
+        step, share = mean - self.mean, count / (self.samples + count)
         self.square += square + step.square() * self.samples * share
         self.mean += step * share
-        self.samples += samples
+        self.samples += count
 
     @torch.no_grad()
     def add_up(self, add_up: Callable[[Tensor], None]) -> None:
