@@ -60,7 +60,8 @@ class DendriteCallback(pl.Callback):
         min_delta: smallest change of the score that counts as improvement.
         min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
             (``"rel"``).
-        base_epochs: fixed length of a base phase in epochs, instead of ``patience``.
+        base_epochs: fixed length of a base phase in epochs, instead of ``patience``; a base phase in which nothing was
+            measured yet, for validations are rarer, waits for a score.
         correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose by
             ``correlation_min_delta``.
         correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
@@ -68,8 +69,8 @@ class DendriteCallback(pl.Callback):
         skip_validation: do not validate in correlation phases, in which the network stands still and its scores with
             it. What other callbacks do when a validation ends, saving checkpoints above all, is skipped too.
         max_tries: new sets tried after one that did not help, before training stops.
-        stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: since its best score the
-            training loss fell by more than a third. The reason of the phase says so in any case.
+        stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: more than a third of all
+            that the training loss fell in it came after its best score. The reason of the phase says so in any case.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
         restart: start each base phase with optimizers and schedulers as they were when the fit began.
         dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network
@@ -251,7 +252,9 @@ class DendriteCallback(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and trainer.sanity_checking:
+            self._fit.end_check(trainer)
+        elif trainer.state.fn == "fit":
             self._fit.end_validation(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

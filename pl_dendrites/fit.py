@@ -24,7 +24,7 @@ from pl_dendrites.training.correlation_phase import CorrelationPhase
 from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import bar_aside, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
 
 __all__ = ["Fit"]
 
@@ -63,6 +63,7 @@ class Fit:
         self._display: Display | None = None
         self._used: UsedLayers | None = None  # where no correlation phase would tell
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
+        self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
 
     # -- it begins and ends -------------------------------------------------------------------------------------------
@@ -115,6 +116,8 @@ class Fit:
         self._finish(trainer, module, self.machine.stop_reason or "training ended")
         if self._network.num_dendrites == 0 and self._settings.max_dendrites > 0:
             rank_zero_warn(f"DendriteCallback: the model has no dendrites. {why_none(self.history)}")
+        if self._counted >= 0:
+            self._score.refuse_silence(trainer)
 
     def interrupt(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
@@ -134,6 +137,8 @@ class Fit:
         if self._correlation is not None:
             self._correlation.end()
             self._correlation = None
+        if self._late is not None:
+            self._late.release()
 
     def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, reason: str, restore: bool = True) -> None:
         self._record(trainer, reason)
@@ -187,8 +192,14 @@ class Fit:
         if self._used is not None:
             self._used.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
+    def end_check(self, trainer: pl.Trainer) -> None:
+        """A validation ended, be it the one before training: it may be what logs the metric."""
+        if self._score.after_check(trainer):
+            self.machine.forget_scores()
+
     def end_validation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
+        self.end_check(trainer)
         self._step(trainer, module, self._score.after_validation(trainer, self._batches))
 
     def end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -196,17 +207,23 @@ class Fit:
         if self._batches == self._counted:
             return  # a checkpoint from a validation makes Lightning end that epoch again
         self._counted = self._batches
+        if self._score.may_come(trainer):
+            self._late = after_epoch_of(module, lambda: self._count_epoch(trainer, module))
+        else:
+            self._count_epoch(trainer, module)
+
+    def _count_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._step(trainer, module, self._score.after_epoch(trainer, self._batches))
         running = self._correlation
         rose = running is not None and running.rose(self._settings.correlation_min_delta)
         loss = Processes(trainer).mean(self._loss.take())
-        self._act_on(trainer, module, self.machine.end_epoch(rose, loss))
+        self._act_on(trainer, module, self.machine.end_epoch(rose, loss, self._score.settled))
         rate = None if running is None else running.learning_rate
         self._shows.end_epoch(trainer, self.machine, self._network, rate)
 
     def _step(self, trainer: pl.Trainer, module: pl.LightningModule, score: float | None) -> None:
         if score is not None:
-            self._act_on(trainer, module, self.machine.step(score))
+            self._act_on(trainer, module, self.machine.step(score, self._score.settled))
 
     def _act_on(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
@@ -322,7 +339,8 @@ class Fit:
         if not self._has_state:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
-        saved, used = (None, []) if self._resumed is None else (self._resumed.correlation, self._resumed.used)
+        resumed = self._resumed
+        saved, used = (None, []) if resumed is None else (resumed.correlation, resumed.used)
         return FitState(
             machine=self.machine.state_dict(),
             history=[dict(record) for record in self.history],
@@ -335,6 +353,8 @@ class Fit:
             counted=self._counted,
             correlation=saved if self._correlation is None else self._correlation.state_dict(),
             used=used if self._used is None else sorted(self._used.names),
+            monitor=self._settings.monitor if resumed is None else resumed.monitor,
+            mode=self._settings.mode if resumed is None else resumed.mode,
         ).to_dict()
 
     def resume(self, saved: Mapping[str, Any]) -> None:
@@ -344,9 +364,10 @@ class Fit:
             saved: from :meth:`state`.
 
         Raises:
-            ValueError: if it cannot be that. Everything is then as it was.
+            ValueError: if it cannot be that, or is that of a fit by another metric. Everything is then as it was.
         """
         state = FitState.from_dict(saved)
+        self._refuse_other_metric(state)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
@@ -358,6 +379,16 @@ class Fit:
         self._score.load_state_dict(state.score)
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
+
+    def _refuse_other_metric(self, state: FitState) -> None:
+        saved, own = state.metric, (self._settings.monitor, self._settings.mode)
+        if saved not in (None, own):
+            of, here = (f"monitor={monitor!r}, mode={mode!r}" for monitor, mode in (saved, own))
+            raise ValueError(
+                f"its scores are those of {of}, and this callback has {here}: they cannot be compared. Go on with"
+                " those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without"
+                " `ckpt_path`."
+            )
 
     def save_beside(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put into a checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
