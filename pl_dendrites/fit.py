@@ -16,7 +16,7 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.records import by_reason, phase_record, why_none
-from pl_dendrites.saved.best import BestModel, model_weights
+from pl_dendrites.saved.best import BestModel, has_weights, model_weights
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.folder import SHARDED_KEY
 from pl_dendrites.training import optimizers
@@ -334,8 +334,9 @@ class Fit:
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors and plain values."""
-        if self._interrupted is not None:
-            return dict(self._interrupted[0])
+        interrupted = self._still_interrupted()
+        if interrupted is not None:
+            return dict(interrupted[0])
         if not self._has_state:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
@@ -395,8 +396,9 @@ class Fit:
 
         Optimizer state is saved by position; the names say what each position was.
         """
-        if self._interrupted is not None:
-            checkpoint.update(self._interrupted[1])
+        interrupted = self._still_interrupted()
+        if interrupted is not None:
+            checkpoint.update(interrupted[1])
             return
         if not self._has_state:
             return
@@ -406,6 +408,15 @@ class Fit:
             checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         checkpoint[_NAMES_KEY] = saved_parameter_names(trainer.optimizers, module)
         checkpoint[SHARDED_KEY] = is_sharded(module)
+
+    def _still_interrupted(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        # Who catches the exception and trains the model on, or sets its weights, means that model when saving. During
+        # `interrupt` itself the state is that of the exception, whatever the weights.
+        if self._interrupted is not None and not self._training:
+            left = self.best.weights or self._interrupted[1]["state_dict"]
+            if not has_weights(self._network.model, left):
+                self._interrupted = None
+        return self._interrupted
 
     def load_beside(self, checkpoint: Mapping[str, Any]) -> None:
         """Read the names that :meth:`save_beside` wrote."""
