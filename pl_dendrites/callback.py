@@ -20,6 +20,7 @@ from pl_dendrites.fit import Fit
 from pl_dendrites.report import write_report
 from pl_dendrites.reporting.tables import summary_table
 from pl_dendrites.saved.folder import weights_to_fit
+from pl_dendrites.training.configuring import Configuring
 from pl_dendrites.training.fsdp import Shards
 from pl_dendrites.training.refusals import refuse_optimizers, refuse_unsupported
 
@@ -137,6 +138,7 @@ class DendriteCallback(pl.Callback):
         self._settings = Settings(arguments, DendriteCallback)
         self.monitor, self.mode = self._settings.monitor, self._settings.mode
         self._stage, self._shards = "", Shards(weights_to_fit)
+        self._configuring: Configuring | None = None
         self._fit = Fit(self._settings, self._shards)
 
     # -- what is read off it ------------------------------------------------------------------------------------------
@@ -203,10 +205,12 @@ class DendriteCallback(pl.Callback):
         if self._stage == "fit":
             self._fit = Fit(self._settings, self._shards)
             refuse_unsupported(trainer, self.monitor, grows_on_load)
+            self._configuring = Configuring(trainer, pl_module, self._settings.schedule_epochs)
         self._shards.begin(trainer, pl_module, self._fit.attach if self._stage == "fit" else None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites."""
+        self._end_configuring()
         refuse_optimizers(trainer)
         self._fit.begin(trainer, pl_module)
 
@@ -220,13 +224,20 @@ class DendriteCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Undo whatever is still in place."""
+        self._end_configuring()
         self._fit.let_go()
         self._shards.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
+        self._end_configuring()
         self._shards.end()
         self._fit.interrupt(trainer, pl_module, exception)
+
+    def _end_configuring(self) -> None:
+        if self._configuring is not None:
+            self._configuring.release()
+            self._configuring = None
 
     # -- training -----------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ from pl_dendrites.saved.folder import SHARDED_KEY
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.correlation_phase import CorrelationPhase
 from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
+from pl_dendrites.training.groups import begin_remembering
 from pl_dendrites.training.processes import Processes
+from pl_dendrites.training.refusals import refuse_homeless
 from pl_dendrites.training.score import Score, TrainingLoss
 from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
 
@@ -75,6 +77,7 @@ class Fit:
         for reason, names in by_reason(network.skipped).items():
             self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
         self._initial = optimizers.OptimizerSettings(trainer)
+        self._initial.complete()
         if self._resumed is not None:
             self.machine.load_state_dict(self._resumed.machine)
             self._seed = self._resumed.seed
@@ -90,10 +93,13 @@ class Fit:
         settings = self._settings
         network = self.network = DendriticNetwork(module, settings.targets, settings.exclude)
         network.set_next(**settings.next)
+        if settings.targets is None:
+            optimizers.leave_unheld_alone(trainer.optimizers, network)
+        refuse_homeless(trainer.optimizers, network)
         self._used = network.watch_use() if settings.by_gradient else None
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), optimizers.trained(network))
         self.machine = PhaseMachine(**settings.machine, dendrites=network.num_dendrites)
         self._shards.begin_training(network)
         return network
@@ -145,7 +151,7 @@ class Fit:
         self.let_go()
         if restore:
             with changing(trainer, self._network):
-                self.best.restore(module)
+                self._restore_best(trainer, module)
         self.machine.wind_up()
         self._shows.end_fit(trainer, self.machine, self._network)
         self._training = False
@@ -241,7 +247,7 @@ class Fit:
     def _begin_correlation(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         self._record(trainer, decision.reason)
         with changing(trainer, self._network):
-            self.best.restore(module)
+            self._restore_best(trainer, module)
         self._commit()
         self._start_candidates(trainer)
         pool = self._settings.phase["pool"]
@@ -270,7 +276,7 @@ class Fit:
                 network.integrate()
             else:
                 unwrap(trainer)
-                self.best.restore(module)
+                self._restore_best(trainer, module)
                 used = self._layers_to_grow(trainer)
                 network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
@@ -284,11 +290,23 @@ class Fit:
             self._initial.restore()
         else:
             optimizers.drop_spoilt_state(trainer.optimizers)
+            if self._initial is not None:
+                self._initial.complete()
+            begin_remembering(trainer.optimizers)
         self._say(
             trainer,
             f"base phase of cycle {self.machine.cycle}, dendrites per neuron {network.num_dendrites}:"
             f" {decision.reason}",
         )
+
+    def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.best.weights is None:
+            return
+        self.best.restore(module)
+        # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
+        for parameter in module.parameters():
+            parameter.grad = None
+        optimizers.forget_weights(trainer.optimizers)
 
     def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
         names = self._network.can_grow()

@@ -141,9 +141,7 @@ def test_validation_decides_from_the_first_time_that_it_logs_the_name(
 def test_no_set_grows_by_scores_of_training_that_will_not_decide() -> None:
     torch.manual_seed(0)
     model, dendrites = OneName(), quick("loss", base_epochs=2)
-    train(
-        model, dendrites, data=(noise(0), noise(1)), check_val_every_n_epoch=5, num_sanity_val_steps=0, max_epochs=12
-    )
+    train(model, dendrites, data=(noise(0), noise(1)), check_val_every_n_epoch=5, num_sanity_val_steps=0, max_epochs=12)
     assert [record["epochs"] for record in dendrites.history[:2]] == [5, 2]
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 __all__ = ["Decision", "PhaseMachine"]
 
-# So much of all that the training loss fell in a base phase came after its best score. A share of a fall, and not of the
-# loss itself, for what a loss is counted from means nothing: a constant may be in it, and it may be below zero.
+# So much of all that the training loss fell in a base phase came after its best score. A share of a fall, and not of
+# the loss itself, for what a loss is counted from means nothing: a constant may be in it, and it may be below zero.
 _OVERFIT = 1 / 3
 
 _Change = Literal["correlate", "prune", "integrate", "grow"]
@@ -252,11 +252,10 @@ class PhaseMachine:
         if state.stop_reason or state.pending:
             return Decision("continue", "a decision is waiting" if state.pending else state.stop_reason)
         if state.phase == "base":
-            if self._base_epochs is None or state.epochs < self._base_epochs:
-                return Decision("continue", "the base phase goes on")
-            if not (state.scores and settled):  # without any it could only be taken for one that did not help
-                return Decision("continue", "the base phase waits for a score")
-            return self._end_base(f"{state.epochs} epochs are over", False)
+            over = self._base_epochs is not None and state.epochs >= self._base_epochs
+            if over and state.scores and settled:  # without any it could only be taken for one that did not help
+                return self._end_base(f"{state.epochs} epochs are over", False)
+            return Decision("continue", "the base phase waits for a score" if over else "the base phase goes on")
         state.waited = 0 if rose else state.waited + 1
         dense = self._sparse and not state.pruned
         end: Literal["prune", "integrate"] = "prune" if dense else "integrate"
@@ -413,9 +412,7 @@ class PhaseMachine:
 
 def _impossible(state: _State) -> list[str]:
     checks = {
-        **{
-            name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new", "tries_set")
-        },
+        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new", "tries_set")},
         **{
             name: _is_count(getattr(state, name))
             for name in ("cycle", "dendrites", "failures", "epochs", "waited", "dense_epochs")

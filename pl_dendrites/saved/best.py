@@ -48,7 +48,7 @@ def _same(value: Tensor, other: Any) -> bool:
     if not isinstance(other, Tensor) or (value.shape, value.dtype) != (other.shape, other.dtype):
         return False
     value, other = value.detach().cpu(), other.cpu()
-    return torch.equal(value, other) or bool(((value == other) | ((value != value) & (other != other))).all())
+    return torch.equal(value, other) or bool(((value == other) | (value.isnan() & other.isnan())).all())
 
 
 class BestModel:
