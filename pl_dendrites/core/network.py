@@ -12,7 +12,7 @@ from pl_dendrites.core.cost import set_parameters
 from pl_dendrites.core.growth.block import Form, check_form
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.freeze import Freeze
-from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons
+from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons, take_off
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import inputs_of
@@ -39,6 +39,7 @@ class DendriticNetwork:
         model: the model.
         targets: names of the layers that grow.
         skipped: name and reason of the layers left alone.
+        left_alone: those of them that :meth:`leave_alone` named.
         share: see :meth:`set_next`.
 
     Raises:
@@ -73,6 +74,7 @@ class DendriticNetwork:
         selection = select_targets(model, targets, exclude)
         self.model = model
         self.skipped = selection.skipped
+        self.left_alone: set[str] = set()
         self._hosts = hosts(model)
         self.targets = list(selection.chosen)
         for name, layer in selection.chosen.items():
@@ -122,6 +124,20 @@ class DendriticNetwork:
     def candidates(self) -> dict[str, Candidates]:
         """The pools in training by the layer's name; empty outside a correlation phase."""
         return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}
+
+    def leave_alone(self, names: Iterable[str], reason: str) -> None:
+        """Let some of the target layers get no more dendrites.
+
+        Args:
+            names: of target layers; at least one must be left.
+            reason: why.
+        """
+        for name in names:
+            self.targets.remove(name)
+            self.skipped[name] = reason
+            self.left_alone.add(name)
+            if not dendrites_of(self._hosts[name]).count:
+                take_off(self._hosts.pop(name))
 
     def watch_use(self) -> UsedLayers:
         """From now on note which of the target layers training uses."""
@@ -188,10 +204,17 @@ class DendriticNetwork:
         These are the output weights ``a``; of live dendrites ``V``, ``v`` and ``u`` too.
         """
         for name, dendrites in self.layers.items():
-            own = [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
+            own = self._own(name)
             for parameter in dendrites.trained_parameters():
                 # By dimensions, not by name: a parametrized layer has its weight in parts, none of them called so.
                 yield parameter, max(own, key=Tensor.dim, default=parameter)
+
+    def own_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Of each target layer by name what is not its dendrites'."""
+        return {name: self._own(name) for name in self.targets}
+
+    def _own(self, name: str) -> list[nn.Parameter]:
+        return [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """What dendrites have learned for good: ``V``, ``v`` and ``u`` of those that are not live."""

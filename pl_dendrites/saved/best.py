@@ -9,12 +9,13 @@ from typing import Any
 
 import fsspec
 import lightning.pytorch as pl
+import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded, scatter_weights
 
-__all__ = ["BestModel", "model_weights"]
+__all__ = ["BestModel", "has_weights", "model_weights"]
 
 
 def model_weights(module: pl.LightningModule) -> dict[str, Any]:
@@ -28,6 +29,26 @@ def model_weights(module: pl.LightningModule) -> dict[str, Any]:
         key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
         for key, value in module.state_dict().items()
     }
+
+
+def has_weights(module: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether a model has these weights, to the last bit; what else a state_dict holds is not compared.
+
+    Args:
+        module: the model, on any device.
+        weights: as :func:`model_weights` returns them.
+    """
+    present = module.state_dict()
+    return present.keys() == weights.keys() and all(
+        _same(value, weights[key]) for key, value in present.items() if isinstance(value, Tensor)
+    )
+
+
+def _same(value: Tensor, other: Any) -> bool:
+    if not isinstance(other, Tensor) or (value.shape, value.dtype) != (other.shape, other.dtype):
+        return False
+    value, other = value.detach().cpu(), other.cpu()
+    return torch.equal(value, other) or bool(((value == other) | (value.isnan() & other.isnan())).all())
 
 
 class BestModel:
