@@ -405,7 +405,9 @@ def test_one_that_is_named_does() -> None:
 
 def test_no_layer_is_left() -> None:
     model = classifier(lambda model: Adam(model.net[1].parameters(), lr=0.02))
-    with pytest.raises(MisconfigurationException, match=r"no layer can have dendrites\. 'net.0', 'net.4': no optimizer"):
+    with pytest.raises(
+        MisconfigurationException, match=r"no layer can have dendrites\. 'net.0', 'net.4': no optimizer"
+    ):
         train(model, quick())
 
 
