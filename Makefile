@@ -10,8 +10,9 @@ DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
+THIRD_PARTY_STAMP := $(VENV)/.installed-third-party
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -22,6 +23,7 @@ help:
 	@echo "make test-faults  kill training 50 times and resume it"
 	@echo "make test-gpu     run the tests that need a GPU"
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
+	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -47,6 +49,9 @@ test-gpu: $(TEST_STAMP)
 
 test-browser: $(BROWSER_STAMP)
 	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
+
+test-third-party: $(THIRD_PARTY_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party -m slow -rs
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
@@ -78,6 +83,10 @@ $(TEST_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
 
 $(BROWSER_STAMP): $(TEST_STAMP)
 	$(INSTALL) ".[browser]"
+	@touch $@
+
+$(THIRD_PARTY_STAMP): $(TEST_STAMP)
+	$(INSTALL) ".[third-party]"
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

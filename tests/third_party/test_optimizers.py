@@ -88,8 +88,6 @@ class ScheduleFree(Switching):
     kind = ""
 
     def configure_optimizers(self) -> Any:
-        if self.kind == "wrapper":
-            return schedulefree.ScheduleFreeWrapper(torch.optim.Adam(self.parameters(), lr=0.02), momentum=0.9)
         return getattr(schedulefree, self.kind)(self.parameters(), lr=0.02)
 
 
