@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.phases import PhaseMachine
 
 __all__ = ["FitState"]
@@ -134,12 +135,24 @@ def _weights(value: Any, where: str) -> None:
             _tensor(entry, f"'{name}' in {where}")
 
 
+def _held(inner: _Check) -> _Check:
+    # Each tensor may be put into memory by itself, and in another type.
+    def check(value: Any, where: str) -> None:
+        inner(value, where)
+        check_claims(value, where, "the state")
+
+    return check
+
+
 _text = _that("a text", lambda value: isinstance(value, str))
 _tensor = _that("a tensor", lambda value: isinstance(value, Tensor))
 _optimizer = _that(
     "the state of an optimizer",
     lambda v: (
-        isinstance(v, Mapping) and isinstance(v.get("state"), Mapping) and isinstance(v.get("param_groups"), list)
+        isinstance(v, Mapping)
+        and isinstance(v.get("state"), Mapping)
+        and isinstance(v.get("param_groups"), list)
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in v["param_groups"])
     ),
 )
 _list = _that("a list", lambda value: isinstance(value, list))
@@ -166,8 +179,8 @@ _RECORD = _entries(
     reason=_text,
 )
 _CORRELATION = _entries(
-    candidates=_each(_mapping, _weights),
-    optimizer=_optimizer,
+    candidates=_held(_each(_mapping, _each(_mapping, _tensor))),
+    optimizer=_held(_optimizer),
     trainable=_each(_list, _text),
 )
 _STATE = _entries(
@@ -175,7 +188,7 @@ _STATE = _entries(
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
     history=_each(_list, _RECORD),
-    best=_entries(weights=_maybe(_weights), path=_text),
+    best=_entries(weights=_maybe(_held(_weights)), path=_text),
     seed=_whole(0),
     score=_entries(source=_one_of("validation", "training", None), batches=_whole(-1)),
     loss=_entries(sum=_number, count=_whole(0)),
