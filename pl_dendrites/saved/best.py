@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded, scatter_weights
+from pl_dendrites.core.structure import taken_whole
 
 __all__ = ["BestModel", "model_weights"]
 
@@ -64,7 +65,8 @@ class BestModel:
         if self._weights is not None and is_sharded(module):
             scatter_weights(module, self._weights)
         elif self._weights is not None:
-            module.load_state_dict(self._weights, strict=module.strict_loading)
+            with taken_whole():
+                module.load_state_dict(self._weights, strict=module.strict_loading)
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""
