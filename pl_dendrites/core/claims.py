@@ -6,6 +6,7 @@ a list or a loop as long as such a tensor has asked here before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class Claims:
             storage = tensor.untyped_storage()
             self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
             self._seen.add(storage.data_ptr())
-            needed += tensor.nbytes
+            needed += math.prod(tensor.shape) * tensor.element_size()  # which may be beyond what PyTorch can count
         if needed > self._spare:
             pronoun = "it" if what == "it" else "them"
             raise ValueError(f"{what} would take {needed} bytes, and {source} holds {self._spare} for {pronoun}")

@@ -47,6 +47,9 @@ class LayerStructure:
 def grow_on_load(model: nn.Module) -> bool:
     """Let ``model.load_state_dict`` first give the model the dendrites that it loads. Twice is the same as once.
 
+    With ``strict=False`` a layer that the state_dict says nothing of the dendrites of keeps them; see
+    :func:`taken_whole`.
+
     Args:
         model: any module.
 
