@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import enum
 import functools
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from pl_dendrites import load_from_checkpoint
+from pl_dendrites import grow_on_load, load_from_checkpoint
 from tests.models import Classifier, bits, classifier, loaders, quick, same_bits, train
 
 
@@ -85,7 +84,7 @@ class ReadsTwice(Classifier):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, **kwargs: Any) -> Any:
         first = torch.load(checkpoint_path, weights_only=True)
-        cls.seen = [os.fspath(checkpoint_path), sorted(first["state_dict"])]
+        cls.seen = [checkpoint_path, sorted(first["state_dict"])]
         return super().load_from_checkpoint(checkpoint_path, hidden=first["hyper_parameters"]["hidden"], **kwargs)
 
 
@@ -117,7 +116,8 @@ def test_a_model_class_that_loads_in_its_own_way_gets_a_file(
     assert same_bits(bits(again), bits(model))
     if kind is ReadsTwice:
         assert kind.seen[1] == sorted(model.state_dict())
-        assert (kind.seen[0] == str(path)) is not str(of(path)).startswith("memory")
+        assert type(kind.seen[0]) is type(of(path))
+        assert (str(kind.seen[0]) == str(path)) is not str(of(path)).startswith("memory")
 
 
 # -- what the model makes of a checkpoint ------------------------------------------------------------------------------
@@ -250,6 +250,19 @@ def test_nothing_is_left_behind(grown: tuple[Path, Classifier], tmp_path: Path) 
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_from_checkpoint(Classifier, plain, hidden=9)
     assert not any(hooks)
+
+
+class GrowsOnLoad(Classifier):
+    def __init__(self, hidden: int = 6, dropout: float = 0.0) -> None:
+        super().__init__(hidden, dropout)
+        grow_on_load(self)
+
+
+def test_a_model_that_grows_by_itself_stays_so(grown: tuple[Path, Classifier], tmp_path: Path) -> None:
+    train(classifier(), max_epochs=1).save_checkpoint(tmp_path / "plain.ckpt")
+    model = load_from_checkpoint(GrowsOnLoad, tmp_path / "plain.ckpt", hidden=6)
+    assert len(model._load_state_dict_pre_hooks) == 1
+    assert len(load_from_checkpoint(GrowsOnLoad, grown[0])._load_state_dict_pre_hooks) == 1
 
 
 def test_a_model_that_does_not_load_strictly(grown: tuple[Path, Classifier]) -> None:

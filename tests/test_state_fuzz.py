@@ -225,6 +225,15 @@ def test_a_refusal_says_where_and_why(path: Path, value: Any, says: str, states:
     assert dendrites.state_dict() == before
 
 
+@pytest.mark.parametrize("names", [7, None, {}, [7], [["a"]], [[[7]]], [[None]]], ids=str)
+def test_names_of_parameters_that_are_none_are_refused(names: Any, tmp_path: FilePath) -> None:
+    train(classifier(hidden=3), quick(max_dendrites=1), max_epochs=1).save_checkpoint(tmp_path / "file.ckpt")
+    checkpoint = torch.load(tmp_path / "file.ckpt", weights_only=True)
+    torch.save(checkpoint | {"pl_dendrites_optimizer_parameters": names}, tmp_path / "file.ckpt")
+    with pytest.raises(ValueError, match=r"in 'pl_dendrites_optimizer_parameters' must be|'pl_dend.*' must be a list"):
+        train(classifier(hidden=3), quick(max_dendrites=1), ckpt_path=tmp_path / "file.ckpt")
+
+
 HOLLOW = [
     (["correlation", "candidates", "net.0", "reference"], torch.float32),
     (["correlation", "candidates", "net.0", "links"], torch.float32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -36,10 +37,10 @@ def _nothing_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Runs:
-    """A pickle of it leaves a file behind when it is read."""
+    """A pickle of it leaves a directory behind when it is read."""
 
     def __reduce__(self) -> Any:
-        return Path(RAN).touch, ()
+        return os.mkdir, (RAN,)
 
 
 class BuildsRuns:

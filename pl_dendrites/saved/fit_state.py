@@ -11,7 +11,7 @@ from torch import Tensor
 from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.phases import PhaseMachine
 
-__all__ = ["FitState"]
+__all__ = ["FitState", "parameter_names_in"]
 
 _FORMAT = 3
 
@@ -77,6 +77,26 @@ class FitState:
         if state["correlation"] is not None and state["machine"].get("phase") != "correlation":
             raise ValueError("it has candidates outside a correlation phase")
         return cls(**{name: value for name, value in state.items() if name != "format"})
+
+
+def parameter_names_in(checkpoint: Mapping[str, Any], key: str) -> list[list[list[str]]]:
+    """The names of the parameters of each group of each optimizer that a fit put into a checkpoint; none if none did.
+
+    Args:
+        checkpoint: the checkpoint.
+        key: where they are.
+
+    Raises:
+        ValueError: if something else is there.
+
+    Example:
+        >>> parameter_names_in({"names": [["weight"]]}, "names")
+        Traceback (most recent call last):
+        ValueError: 0 in 0 in 'names' must be a list, got 'weight'
+    """
+    names: list[list[list[str]]] = checkpoint.get(key, [])
+    _each(_list, _each(_list, _each(_list, _text)))(names, f"'{key}'")
+    return names
 
 
 def _shown(value: object) -> str:

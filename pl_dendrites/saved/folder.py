@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pl_dendrites.core.keys import is_dendrite_key
 from pl_dendrites.saved.folder_index import Bytes, Stored, inside, read_index
-from pl_dendrites.saved.reading import read_values
+from pl_dendrites.saved.reading import read_trainers, read_values
 
 __all__ = ["SHARDED_KEY", "is_folder_checkpoint", "read_folder", "weights_to_fit"]
 
@@ -88,7 +88,7 @@ def weights_to_fit(path: Path, fitting: bool, trusted: bool = False) -> dict[str
                 if isinstance(entry, Bytes):
                     read_values(entry.read(), entry.file)
         return _weights_of_folder(path, is_dendrite_key)
-    checkpoint = read_values(path, path, trusted=trusted)
+    checkpoint = read_trainers(path, path, trusted=trusted)
     weights: dict[str, Any] = checkpoint["state_dict"]
     if fitting and any(map(is_dendrite_key, weights)) and not checkpoint.get(SHARDED_KEY):
         raise MisconfigurationException(

@@ -24,7 +24,7 @@ from torch.nn.modules.module import (
 from pl_dendrites.core.growth.hooks import attached_layers
 from pl_dendrites.core.structure import grow_on_load, stop_growing_on_load
 from pl_dendrites.saved.folder import read_folder
-from pl_dendrites.saved.reading import NotPlainError, read_values
+from pl_dendrites.saved.reading import NotPlainError, read_trainers
 
 __all__ = ["load_from_checkpoint", "read_checkpoint"]
 
@@ -44,14 +44,7 @@ def read_checkpoint(path: str | Path, *, weights: bool = True) -> dict[str, Any]
     if Path(path).is_dir():
         return read_folder(Path(path), weights=weights)
     with _local(path) as file:
-        return _read_file(file, path)
-
-
-def _read_file(file: Path, path: str | Path) -> dict[str, Any]:
-    checkpoint = read_values(file, path)
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"'{path}' is not a checkpoint of a Trainer: it has no state_dict")
-    return checkpoint
+        return read_trainers(file, path)
 
 
 @contextmanager
@@ -59,7 +52,7 @@ def _local(path: str | Path) -> Iterator[Path]:
     # The file itself, or a copy of one that is elsewhere.
     files, place = fsspec.core.url_to_fs(str(path))
     if isinstance(files, LocalFileSystem):
-        yield Path(place)
+        yield Path(path) if Path(path).exists() else Path(place)
         return
     with TemporaryDirectory() as directory:
         copy = Path(directory) / "remote.ckpt"
@@ -79,7 +72,7 @@ def _checked(path: str | Path, trusted: bool) -> Iterator[Path]:
         return
     with _local(path) as file:
         if not trusted:
-            _read_file(file, path)
+            read_trainers(file, path)
         yield file
 
 
@@ -119,7 +112,8 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
     """
     try:
         with _checked(path, kwargs.get("weights_only") is False) as file, _growing(model_class):
-            return model_class.load_from_checkpoint(file, **kwargs)
+            # A class of the user's may take one kind of path alone.
+            return model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
     except NotPlainError as error:
         raise ValueError(
             f"{error}. If you trust where it comes from, `load_from_checkpoint(..., weights_only=False)` reads it."
@@ -153,10 +147,11 @@ def _growing(model_class: type[nn.Module]) -> Iterator[None]:
 
 def _grow_and_load(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # Last of all hooks: those of the model may rename what it loads.
+    before = grow_on_load(module)
     stop_growing_on_load(module)
     grow_on_load(module)
     try:
         return type(module).load_state_dict(module, *args, **kwargs)
     finally:
-        if not any(attached_layers(module)):
+        if not before and not any(attached_layers(module)):
             stop_growing_on_load(module)

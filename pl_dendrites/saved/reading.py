@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-__all__ = ["NotPlainError", "read_values"]
+__all__ = ["NotPlainError", "read_trainers", "read_values"]
 
 _ZIP = b"PK\x03\x04"
 
@@ -75,6 +75,27 @@ def read_values(source: Path | bytes, name: str | Path, *, map_location: Any = "
     if not trusted and _held(values) > size:
         raise ValueError(f"'{name}' cannot be read as a checkpoint: it asks for more memory than it is large")
     return values
+
+
+def read_trainers(file: Path, name: str | Path, *, trusted: bool = False) -> dict[str, Any]:
+    """A checkpoint of a Trainer in a file.
+
+    Args:
+        file: a local file.
+        name: what messages call it.
+        trusted: as for :func:`read_values`.
+
+    Raises:
+        ValueError: if it cannot be read, or is something else.
+    """
+    checkpoint = read_values(file, name, trusted=trusted)
+    weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict):
+        raise ValueError(f"'{name}' is not a checkpoint of a Trainer: it has no state_dict")
+    if not all(isinstance(key, str) for key in weights):
+        raise ValueError(f"'{name}' is not a checkpoint of a Trainer: a key of its state_dict is no text")
+    found: dict[str, Any] = checkpoint
+    return found
 
 
 def _check_archive(file: IO[bytes], size: int) -> None:
