@@ -253,7 +253,7 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
             raise _Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {shape_of(values[part])}")
         if wanted.is_floating_point() and not values[part].is_floating_point():
             raise _Misfit(f"{part} must be floating point, got {values[part].dtype}")
-    # By themselves: these become lists here. All layers together come later.
+    # By themselves: whoever looks at all numbers takes as long as they claim to be. All layers together come later.
     Claims().take(values.values(), "its dendrites")
     activation, live = _numbers(values, "code", len(ACTIVATIONS))
     if live not in (0, 1):

@@ -370,6 +370,21 @@ def test_numbers_that_become_lists_sizes_or_names_are_compared_first(spoil: Call
     assert megabytes() - before < 60
 
 
+def test_numbers_that_a_file_does_not_hold_are_not_looked_at() -> None:
+    """Each is wrong, which nobody sees who does not look."""
+    state = dict(Net().state_dict())
+    more_dendrites(state, "head", 300, True)
+    state["head.dendrites.0.nodes.weight"] = hollow_of(900, 2)
+    state["head.dendrites.0.nodes.inputs"] = hollow_of(900, 2, dtype=torch.int64) - 1
+    assert "must hold integers below 4" in refusal(Net(), {**state, **held(state)})
+    state["head.dendrites.0.nodes.inputs"] = torch.full((1,), -1).expand(900, 2)
+    assert "would take" in refusal(Net(), state)
+
+
+def held(state: State) -> State:
+    return {key: value.clone() for key, value in state.items() if is_dendrite_key(key)}
+
+
 def test_numbers_of_stacks_are_names_and_no_sizes() -> None:
     for number in ("999999999", "99999999999999999999999"):
         state = {key.replace("dendrites.0", f"dendrites.{number}"): value for key, value in SOURCES[1].items()}
