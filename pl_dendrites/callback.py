@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pl_dendrites.arguments import Settings
 from pl_dendrites.core.network import DendriticNetwork
-from pl_dendrites.core.structure import grow_on_load
+from pl_dendrites.core.structure import grow_on_load, taken_whole
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.fit import Fit
 from pl_dendrites.report import write_report
@@ -23,6 +23,7 @@ from pl_dendrites.saved.folder import weights_to_fit
 from pl_dendrites.training.configuring import Configuring
 from pl_dendrites.training.fsdp import Shards
 from pl_dendrites.training.refusals import refuse_optimizers, refuse_unsupported
+from pl_dendrites.training.trainer import Shadows, load_within
 
 __all__ = ["DendriteCallback"]
 
@@ -139,6 +140,7 @@ class DendriteCallback(pl.Callback):
         self.monitor, self.mode = self._settings.monitor, self._settings.mode
         self._stage, self._shards = "", Shards(weights_to_fit)
         self._configuring: Configuring | None = None
+        self._loading: Shadows | None = None
         self._fit = Fit(self._settings, self._shards)
 
     # -- what is read off it ------------------------------------------------------------------------------------------
@@ -201,6 +203,9 @@ class DendriteCallback(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let checkpoints of grown models load; refuse what cannot work."""
         grows_on_load = grow_on_load(pl_module)
+        self._unload()
+        # A Trainer's checkpoint is of a whole model, for one with `strict_loading = False` too.
+        self._loading = load_within(trainer, taken_whole)
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._fit = Fit(self._settings, self._shards)
@@ -227,17 +232,24 @@ class DendriteCallback(pl.Callback):
         self._end_configuring()
         self._fit.let_go()
         self._shards.end()
+        self._unload()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
         self._end_configuring()
         self._shards.end()
+        self._unload()
         self._fit.interrupt(trainer, pl_module, exception)
 
     def _end_configuring(self) -> None:
         if self._configuring is not None:
             self._configuring.release()
             self._configuring = None
+
+    def _unload(self) -> None:
+        if self._loading is not None:
+            self._loading.release()
+            self._loading = None
 
     # -- training -----------------------------------------------------------------------------------------------------
 

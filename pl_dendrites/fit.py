@@ -17,7 +17,7 @@ from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.records import by_reason, phase_record, why_none
 from pl_dendrites.saved.best import BestModel, has_weights, model_weights
-from pl_dendrites.saved.fit_state import FitState
+from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.correlation_phase import CorrelationPhase
@@ -461,4 +461,4 @@ class Fit:
 
     def load_beside(self, checkpoint: Mapping[str, Any]) -> None:
         """Read the names that :meth:`save_beside` wrote."""
-        self._saved_names = checkpoint.get(_NAMES_KEY, [])
+        self._saved_names = parameter_names_in(checkpoint, _NAMES_KEY)

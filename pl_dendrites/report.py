@@ -22,6 +22,7 @@ from pl_dendrites.reporting.figures import can_draw
 from pl_dendrites.reporting.page import to_html, to_markdown
 from pl_dendrites.reporting.report import Controls, Record, report_blocks
 from pl_dendrites.saved.fit_state import FitState
+from pl_dendrites.saved.folder import is_folder_checkpoint
 from pl_dendrites.saved.loading import read_checkpoint
 
 __all__ = ["main", "read_history", "write_report"]
@@ -76,9 +77,10 @@ def read_history(path: str | Path) -> list[dict[str, Any]]:
         ValueError: if there is none; says what was found.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or is_folder_checkpoint(path):
         return _history_in(path)
-    found = sorted(path.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    there = [file for file in path.rglob("*.ckpt") if file.is_file() or file.is_dir()]
+    found = sorted(there, key=lambda file: file.stat().st_mtime, reverse=True)
     failures = []
     for file in found:
         try:
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _history_in(path: Path) -> list[dict[str, Any]]:
-    callbacks = read_checkpoint(path).get("callbacks")
+    callbacks = read_checkpoint(path, weights=False).get("callbacks")
     states = [
         state
         for state in (callbacks.values() if isinstance(callbacks, Mapping) else [])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pl_dendrites.core.candidate_state import check_candidates
+from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.cost import set_parameters
 from pl_dendrites.core.growth.block import Form, check_form
 from pl_dendrites.core.growth.dendrites import Dendrites
@@ -167,15 +169,16 @@ class DendriticNetwork:
 
         Raises:
             RuntimeError: if there are candidates already, or no forward pass has yet told any layer's neurons.
-            ValueError: if ``pool`` is not a positive integer, or the state belongs to other layers.
+            ValueError: if ``pool`` is not a positive integer, or the state belongs to other layers or candidates.
         """
         if self._freeze is not None:
             raise RuntimeError("there are candidates already: integrate or discard them first")
         if pool < 1:
             raise ValueError(f"`pool` must be at least 1, got {pool}")
-        for name, saved in (state or {}).items():
-            if name in self._hosts and "reference" in saved:
-                know_neurons(self._hosts[name], saved["reference"].numel())
+        if state is not None:
+            told = {name: self._hosts[name] for name in self.targets if name in state or name in self.can_grow()}
+            for name, neurons in check_candidates(told, pool, state).items():
+                know_neurons(self._hosts[name], neurons)
         names = self.can_grow()
         if not names:
             raise RuntimeError(f"the neurons of {self.targets} are not known before their first forward pass")
@@ -401,7 +404,8 @@ class DendriticNetwork:
             state: from :meth:`candidate_state`.
 
         Raises:
-            ValueError: if the layers differ, or sparse candidates see inputs that there are not.
+            ValueError: if the layers differ, sparse candidates see inputs that there are not, or tensors claim more
+                than they hold.
             RuntimeError: if shapes differ.
         """
         pools = self.candidates
@@ -409,6 +413,7 @@ class DendriticNetwork:
             raise ValueError(
                 f"the saved candidates belong to other layers: saved {sorted(state)}, there are {sorted(pools)}"
             )
+        check_claims(state, "they", "the state of the candidates")
         for name, pool in pools.items():
             inputs = state[name].get("nodes.inputs")
             if inputs is not None:

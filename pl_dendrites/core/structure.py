@@ -6,7 +6,10 @@ allocated.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +18,17 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.hooks import dendrites_of, hang, is_hook, know_neurons, remove_hook
 from pl_dendrites.core.keys import count_in, entries_by_layer
-from pl_dendrites.core.kinds import inputs_of, kind_of, narrowed
+from pl_dendrites.core.kinds import LayerKind, inputs_of, kind_of, narrowed
 from pl_dendrites.core.targets import reasons_against
-from pl_dendrites.core.tensors import local
 
-__all__ = ["LayerStructure", "apply_structure", "grow_on_load", "read_structure", "stop_growing_on_load"]
+__all__ = ["LayerStructure", "apply_structure", "grow_on_load", "read_structure", "stop_growing_on_load", "taken_whole"]
+
+_WHOLE = ContextVar("pl_dendrites_whole", default=False)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class LayerStructure:
 
 def grow_on_load(model: nn.Module) -> bool:
     """Let ``model.load_state_dict`` first give the model the dendrites that it loads. Twice is the same as once.
+
+    With ``strict=False`` a layer that the state_dict says nothing of the dendrites of keeps them; see
+    :func:`taken_whole`.
 
     Args:
         model: any module.
@@ -71,13 +79,55 @@ def stop_growing_on_load(model: nn.Module) -> None:
     remove_hook(model._load_state_dict_pre_hooks, _restore_before_loading)
 
 
-def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    apply_structure(model, state_dict, prefix)
+@contextmanager
+def taken_whole() -> Iterator[None]:
+    """Within the block what models load are whole states of theirs, for ``strict=False`` too.
+
+    A layer without dendrites in such a state_dict loses those that it has. Otherwise ``strict=False`` leaves them there
+    and lists their entries as missing, for what is loaded may be a part.
+
+    Example:
+        >>> from pl_dendrites.core import attach
+        >>> model = nn.Linear(3, 2)
+        >>> plain = dict(model.state_dict())
+        >>> attach(model).grow([""])
+        >>> len(model.load_state_dict(plain, strict=False).missing_keys), model.dendrites.count
+        (5, 1)
+        >>> with taken_whole():
+        ...     model.load_state_dict(plain, strict=False)
+        <All keys matched successfully>
+        >>> model.dendrites.count
+        0
+    """
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
 
 
-def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> None:
-    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.core.attach.restore_structure`."""
-    structure = read_structure(model, state_dict, prefix)
+def _restore_before_loading(
+    model: nn.Module, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *_: Any
+) -> None:
+    apply_structure(model, state_dict, prefix, whole=_WHOLE.get() or (strict and _loads_strictly()))
+
+
+def _loads_strictly() -> bool:
+    # PyTorch tells its hooks `strict=True` whatever `load_state_dict` was called with: only that call itself knows.
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "load_state_dict" and frame.f_code.co_filename == torch.nn.modules.module.__file__:
+            return bool(frame.f_locals.get("strict", True))
+        frame = frame.f_back
+    return True
+
+
+def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "", *, whole: bool = True) -> None:
+    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.core.attach.restore_structure`.
+
+    Arguments are those of :func:`read_structure`.
+    """
+    structure = read_structure(model, state_dict, prefix, whole=whole)
     for name, wanted in structure.items():
         layer = model.get_submodule(name)
         if not isinstance(getattr(layer, "dendrites", None), Dendrites):
@@ -87,17 +137,20 @@ def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str
         dendrites_of(layer).reshape(layer, wanted.forms)
 
 
-def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, LayerStructure]:
+def read_structure(
+    model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "", *, whole: bool = True
+) -> dict[str, LayerStructure]:
     """The dendrites that each layer of a model must have for a state_dict to fit.
 
     Args:
         model: the model.
         state_dict: weights, perhaps of a larger model of which this one is the part named by ``prefix``.
         prefix: what comes before the model's own names in the state_dict.
+        whole: whether a layer that the state_dict speaks of, but of no dendrites of it, is to have none.
 
     Returns:
-        The structure of each layer that has dendrites in the state_dict, and of each that has some in the model and
-        none there, provided that the state_dict speaks of that layer at all.
+        The structure of each layer that has dendrites in the state_dict and, of a whole one, of each that has some in
+        the model and none there, provided that the state_dict speaks of that layer at all.
 
     Raises:
         ValueError: if the state_dict does not fit; a line for every layer that differs.
@@ -110,7 +163,7 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
     # With duplicates: a module used under two names has its entries under both.
     modules = dict(model.named_modules(remove_duplicate=False))
     against = reasons_against(model, {modules[name] for name in parts if name in modules}) if parts else {}
-    wrong, structure, memory = [], {}, _Memory()
+    wrong, structure, claims = [], {}, Claims()
     told: dict[nn.Module, LayerStructure] = {}
     for name, blocks in parts.items():
         try:
@@ -118,41 +171,20 @@ def read_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str 
             structure[name] = _read_layer(layer, blocks)
             _check_own(layer, state_dict, f"{prefix}{name}." if name else prefix)
             if layer not in told:
-                memory.take(value for values in blocks.values() for value in values.values())
+                claims.take((value for values in blocks.values() for value in values.values()), "its dendrites")
             if told.setdefault(layer, structure[name]) != structure[name]:
                 raise ValueError("it has other dendrites under another name in the state_dict")
         except ValueError as error:
             wrong.append(f"  '{name}': {error}")
     if wrong:
         raise ValueError("the state_dict does not fit the model:\n" + "\n".join(wrong))
-    for name, module in modules.items():
+    for name, module in modules.items() if whole else ():
         own = module._modules.get("dendrites")
         path = f"{prefix}{name}." if name else prefix
         # Any of its entries will do: a parametrized layer has no "weight".
         if module not in told and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
             structure[name] = LayerStructure(())
     return structure
-
-
-class _Memory:
-    # A tensor may repeat one number along a dimension, and two may share theirs; a file keeps both so. What it says of
-    # sizes is believed up to what it holds, for a layer does allocate them.
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self._spare = 0
-
-    def take(self, tensors: Iterable[Tensor]) -> None:
-        needed = 0
-        for tensor in map(local, tensors):
-            storage = tensor.untyped_storage()
-            self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
-            self._seen.add(storage.data_ptr())
-            needed += tensor.nbytes
-        if needed > self._spare:
-            raise ValueError(
-                f"its dendrites would take {needed} bytes, and the state_dict holds {self._spare} for them"
-            )
-        self._spare -= needed
 
 
 def _able(layer: nn.Module | None, against: Mapping[nn.Module, str | None]) -> nn.Module:
@@ -171,15 +203,19 @@ def _check_own(layer: nn.Module, state_dict: Mapping[str, Any], path: str) -> No
     for name, own in (*layer.named_parameters(), *layer.named_buffers()):
         given = state_dict.get(f"{path}{name}")
         inside = name.startswith("dendrites.") or ".dendrites." in name
-        if not inside and isinstance(given, Tensor) and _shape(given) != tuple(own.shape):
-            raise ValueError(f"{name} must have the shape {tuple(own.shape)}, got {_shape(given)}")
+        if not inside and isinstance(given, Tensor) and shape_of(given) != tuple(own.shape):
+            raise ValueError(f"{name} must have the shape {tuple(own.shape)}, got {shape_of(given)}")
 
 
 def _read_layer(layer: nn.Module, blocks: Mapping[str, Mapping[str, Any]]) -> LayerStructure:
     numbers = [str(number) for number in range(len(blocks))]
     if set(blocks) != set(numbers):
         raise ValueError(f"its dendrites are incomplete: there are the stacks {sorted(blocks)}")
-    neurons = kind_of(layer).neurons or _length(blocks["0"].get("weights.0"))
+    neurons = kind_of(layer).neurons
+    if neurons is None:  # of a layer that has not run yet the state_dict tells
+        first = blocks["0"].get("weights.0")
+        Claims().take([first], "its dendrites")
+        neurons = _length(first)
     forms: list[Form] = []
     for number in numbers:
         try:
@@ -196,10 +232,13 @@ class _Misfit(Exception):
 def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: int) -> Form:
     count = count_in(values)
     chosen = _length(values["neurons"]) if "neurons" in values else None
-    shape = _shape(values.get("nodes.inputs"))
+    shape = shape_of(values.get("nodes.inputs"))
     fan_in = shape[-1] if isinstance(shape, tuple) and shape else None
     kind = narrowed(kind_of(layer), layer, fan_in, chosen)
     neurons = every if chosen is None else chosen
+    if neurons > every:
+        raise _Misfit(f"neurons must be at most {every}, got {neurons}")
+    _check_nodes(kind, layer, values, count)
     entries = {f"nodes.{part}": value for part, value in kind.template(layer, max(count, 1)).items()}
     entries["links"] = torch.empty(count * below + count * (count - 1) // 2, neurons, device="meta")
     entries["code"] = torch.empty(2, dtype=torch.int64, device="meta")
@@ -210,10 +249,12 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
     if missing or set(values) - set(entries):
         raise ValueError(f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}")
     for part, wanted in entries.items():
-        if _shape(values[part]) != tuple(wanted.shape):
-            raise _Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {_shape(values[part])}")
+        if shape_of(values[part]) != tuple(wanted.shape):
+            raise _Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {shape_of(values[part])}")
         if wanted.is_floating_point() and not values[part].is_floating_point():
             raise _Misfit(f"{part} must be floating point, got {values[part].dtype}")
+    # By themselves: whoever looks at all numbers takes as long as they claim to be. All layers together come later.
+    Claims().take(values.values(), "its dendrites")
     activation, live = _numbers(values, "code", len(ACTIVATIONS))
     if live not in (0, 1):
         raise _Misfit(f"code must end with 0 or 1, got {live}")
@@ -222,6 +263,14 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
     if fan_in is not None:
         _numbers(values, "nodes.inputs", inputs_of(layer))
     return Form(count, list(ACTIVATIONS)[activation], bool(live), fan_in, chosen)
+
+
+def _check_nodes(kind: LayerKind, layer: nn.Module, values: Mapping[str, Any], count: int) -> None:
+    # Where each dendrite has entries of its own, the name of an output weight would ask for the names of all these.
+    if count > 1:
+        one, two = (len(kind.template(layer, number)) for number in (1, 2))
+        if one + (two - one) * (count - 1) > len(values):
+            raise ValueError(f"its dendrites are incomplete: there are {count}, with {len(values)} entries together")
 
 
 def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:
@@ -236,12 +285,3 @@ def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:
 
 def _length(value: Any) -> int:
     return value.numel() if isinstance(value, Tensor) and not is_lazy(value) else 0
-
-
-def _shape(value: Any) -> tuple[int, ...] | str:
-    # Of a plain tensor its shape; of anything else, which may not even have one, what it is.
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    if is_lazy(value) or value.is_nested or value.is_meta or value.layout != torch.strided:
-        return "a tensor without values" if is_lazy(value) or value.is_meta else "a nested or sparse tensor"
-    return tuple(value.shape)

@@ -14,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor, nn
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded, scatter_weights
+from pl_dendrites.core.structure import taken_whole
 
 __all__ = ["BestModel", "has_weights", "model_weights"]
 
@@ -86,7 +87,8 @@ class BestModel:
         if self.weights is not None and is_sharded(module):
             scatter_weights(module, self.weights)
         elif self.weights is not None:
-            module.load_state_dict(self.weights, strict=module.strict_loading)
+            with taken_whole():
+                module.load_state_dict(self.weights, strict=module.strict_loading)
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""

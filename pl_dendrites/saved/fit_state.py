@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.phases import PhaseMachine
 
-__all__ = ["FitState"]
+__all__ = ["FitState", "parameter_names_in"]
 
 _FORMAT = 3
 
@@ -91,6 +92,26 @@ class FitState:
         return cls(**{name: value for name, value in state.items() if name != "format"})
 
 
+def parameter_names_in(checkpoint: Mapping[str, Any], key: str) -> list[list[list[str]]]:
+    """The names of the parameters of each group of each optimizer that a fit put into a checkpoint; none if none did.
+
+    Args:
+        checkpoint: the checkpoint.
+        key: where they are.
+
+    Raises:
+        ValueError: if something else is there.
+
+    Example:
+        >>> parameter_names_in({"names": [["weight"]]}, "names")
+        Traceback (most recent call last):
+        ValueError: 0 in 0 in 'names' must be a list, got 'weight'
+    """
+    names: list[list[list[str]]] = checkpoint.get(key, [])
+    _each(_list, _each(_list, _each(_list, _text)))(names, f"'{key}'")
+    return names
+
+
 def _shown(value: object) -> str:
     # The value where it is short; a tensor, or a number of thousands of digits, only by its type.
     short = isinstance(value, bool | float | str | None) or (isinstance(value, int) and abs(value) < 2**64)
@@ -147,12 +168,24 @@ def _weights(value: Any, where: str) -> None:
             _tensor(entry, f"'{name}' in {where}")
 
 
+def _held(inner: _Check) -> _Check:
+    # Each tensor may be put into memory by itself, and in another type.
+    def check(value: Any, where: str) -> None:
+        inner(value, where)
+        check_claims(value, where, "the state")
+
+    return check
+
+
 _text = _that("a text", lambda value: isinstance(value, str))
 _tensor = _that("a tensor", lambda value: isinstance(value, Tensor))
 _optimizer = _that(
     "the state of an optimizer",
     lambda v: (
-        isinstance(v, Mapping) and isinstance(v.get("state"), Mapping) and isinstance(v.get("param_groups"), list)
+        isinstance(v, Mapping)
+        and isinstance(v.get("state"), Mapping)
+        and isinstance(v.get("param_groups"), list)
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in v["param_groups"])
     ),
 )
 _list = _that("a list", lambda value: isinstance(value, list))
@@ -184,11 +217,11 @@ _CORRELATION = _entries(
     {  # older states are without
         "whole_epoch": _one_of(True, False),
         "waiting": _whole(0),
-        "single": _each(_list, _tensor),
-        **dict.fromkeys(("gradients", "summed"), _each(_list, _maybe(_tensor))),
+        "single": _held(_each(_list, _tensor)),
+        **dict.fromkeys(("gradients", "summed"), _held(_each(_list, _maybe(_tensor)))),
     },
-    candidates=_each(_mapping, _weights),
-    optimizer=_optimizer,
+    candidates=_held(_each(_mapping, _each(_mapping, _tensor))),
+    optimizer=_held(_optimizer),
     trainable=_each(_list, _text),
 )
 _STATE = _entries(
@@ -196,7 +229,7 @@ _STATE = _entries(
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
     history=_each(_list, _RECORD),
-    best=_entries(weights=_maybe(_weights), path=_text),
+    best=_entries(weights=_maybe(_held(_weights)), path=_text),
     seed=_whole(0),
     score=_entries(source=_one_of("validation", "training", None), batches=_whole(-1)),
     loss=_entries(sum=_number, count=_whole(0)),

@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
-import io
-import pickle
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import fsspec
 import lightning.pytorch as pl
 import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from pl_dendrites.core.attach import restore_structure
-from pl_dendrites.core.keys import is_dendrite_key
+from pl_dendrites.core.growth.hooks import attached_layers
+from pl_dendrites.core.structure import grow_on_load, stop_growing_on_load
 from pl_dendrites.saved.folder import read_folder
+from pl_dendrites.saved.reading import NotPlainError, read_trainers
 
 __all__ = ["load_from_checkpoint", "read_checkpoint"]
 
 ModelT = TypeVar("ModelT", bound=pl.LightningModule)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
-    """A checkpoint of a Trainer; only tensors and plain values are read.
+def read_checkpoint(path: str | Path, *, weights: bool = True) -> dict[str, Any]:
+    """A checkpoint of a Trainer; only tensors and plain values are read, onto the CPU.
 
     Args:
         path: a file, local or at any address that ``fsspec`` opens, or a local folder.
-        map_location: as for ``torch.load``.
+        weights: whether the weights in a folder are read. Those in a file are read when they are looked at.
 
     Raises:
         ValueError: if the file is no whole checkpoint.
     """
     if Path(path).is_dir():
-        return read_folder(Path(path))
-    with fsspec.open(str(path), "rb") as file:
-        try:
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-        except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"'{path}' cannot be read as a checkpoint: {error or 'it is empty'}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"'{path}' is not a checkpoint of a Trainer: it has no state_dict")
-    return checkpoint
+        return read_folder(Path(path), weights=weights)
+    with _local(path) as file:
+        return read_trainers(file, path)
+
+
+@contextmanager
+def _local(path: str | Path) -> Iterator[Path]:
+    # The file itself, or a copy of one that is elsewhere.
+    files, place = fsspec.core.url_to_fs(str(path))
+    if isinstance(files, LocalFileSystem):
+        yield Path(path) if Path(path).exists() else Path(place)
+        return
+    with TemporaryDirectory() as directory:
+        copy = Path(directory) / "remote.ckpt"
+        with files.open(place, "rb") as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        yield copy
+
+
+@contextmanager
+def _checked(path: str | Path, trusted: bool) -> Iterator[Path]:
+    # A file with all that a checkpoint holds, of which it is known that whoever reads it runs nothing.
+    if Path(path).is_dir():
+        with TemporaryDirectory() as directory:
+            file = Path(directory) / "whole.ckpt"
+            torch.save(read_folder(Path(path), trusted=trusted), file)
+            yield file
+        return
+    with _local(path) as file:
+        if not trusted:
+            read_trainers(file, path)
+        yield file
 
 
 def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: Any) -> ModelT:
@@ -52,16 +86,17 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         model_class: the user's class.
         path: a checkpoint that a Trainer with a ``DendriteCallback`` wrote, at any time: a file, local or at any
             address that ``fsspec`` opens, or a local folder that ``ModelParallelStrategy`` wrote. Only tensors and
-            plain values are read (``weights_only=True``).
-        **kwargs: for ``model_class.load_from_checkpoint``: ``map_location``, ``hparams_file``, ``strict``, or arguments
-            of the model that override the saved ones.
+            plain values are read, unless ``weights_only=False`` is given.
+        **kwargs: for ``model_class.load_from_checkpoint``, which does the loading: ``map_location``, ``hparams_file``,
+            ``strict``, ``weights_only``, or arguments of the model that override the saved ones. With
+            ``weights_only=False`` classes and functions are read too, as hyperparameters may be; that may run code.
 
     Returns:
         The model with its dendrites, in training mode as Lightning returns it.
 
     Raises:
-        ValueError: if the file is no whole checkpoint, or if the dendrites do not fit the model; names the layers that
-            differ.
+        ValueError: if the file is no whole checkpoint or holds more than tensors and plain values, or if the dendrites
+            do not fit the model; names what it holds, or the layers that differ.
 
     Example:
         >>> import tempfile
@@ -75,15 +110,48 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         ...     load_from_checkpoint(BoringModel, file.name).layer.dendrites.count
         1
     """
-    checkpoint = read_checkpoint(path, kwargs.get("map_location"))
-    grown = checkpoint["state_dict"]
-    plain = {key: value for key, value in grown.items() if not is_dendrite_key(key)}
-    stripped = io.BytesIO()
-    torch.save({**checkpoint, "state_dict": plain}, stripped)
-    stripped.seek(0)
-    # Lightning builds the plain model from its hyperparameters; what it does there is its own affair.
-    model: ModelT = model_class.load_from_checkpoint(stripped, **kwargs)
-    if len(plain) < len(grown):
-        restore_structure(model, grown)
-        model.load_state_dict(grown, strict=kwargs.get("strict") is not False and model.strict_loading)
-    return model
+    try:
+        with _checked(path, kwargs.get("weights_only") is False) as file, _growing(model_class):
+            # A class of the user's may take one kind of path alone.
+            return model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
+    except NotPlainError as error:
+        raise ValueError(
+            f"{error}. If you trust where it comes from, `load_from_checkpoint(..., weights_only=False)` reads it."
+        ) from error
+
+
+@contextmanager
+def _growing(model_class: type[nn.Module]) -> Iterator[None]:
+    """Let models of a class that are made within the block, in this thread, grow to fit what they load.
+
+    Who loads, Lightning or a library of the user's, makes the model and loads it in one step. As soon as a model has a
+    part it is told to grow, on the instance, so that no class changes.
+    """
+    here = threading.get_ident()
+    made: dict[int, nn.Module] = {}
+
+    def watch(module: nn.Module, name: str, part: Any) -> None:
+        if isinstance(module, model_class) and threading.get_ident() == here and id(module) not in made:
+            made[id(module)] = module
+            vars(module)["load_state_dict"] = partial(_grow_and_load, module)
+
+    hooks = [register_module_module_registration_hook(watch), register_module_parameter_registration_hook(watch)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in made.values():
+            vars(module).pop("load_state_dict", None)
+
+
+def _grow_and_load(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # Last of all hooks: those of the model may rename what it loads.
+    before = grow_on_load(module)
+    stop_growing_on_load(module)
+    grow_on_load(module)
+    try:
+        return type(module).load_state_dict(module, *args, **kwargs)
+    finally:
+        if not before and not any(attached_layers(module)):
+            stop_growing_on_load(module)

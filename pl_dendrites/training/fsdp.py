@@ -99,10 +99,11 @@ class Shards:
     """What a sharded model needs in a fit, a test and so on. For any other model it does nothing.
 
     Args:
-        read: the weights of a checkpoint, given its path and whether training is to go on from it.
+        read: the weights of a checkpoint, given its path, whether training is to go on from it, and whether anything
+            may be read from it.
     """
 
-    def __init__(self, read: Callable[[Path, bool], Mapping[str, Any]]) -> None:
+    def __init__(self, read: Callable[[Path, bool, bool], Mapping[str, Any]]) -> None:
         self._read = read
         self._hooks: list[Any] = []
         self._loading: BeforeLoading | None = None
@@ -128,9 +129,9 @@ class Shards:
         if not shards(trainer):
             return
 
-        def grow(path: str | Path) -> None:
+        def grow(path: str | Path, trusted: bool) -> None:
             reshard(module)
-            weights = self._read(Path(self._processes.first(path)), attach is not None)
+            weights = self._read(Path(self._processes.first(path)), attach is not None, trusted)
             before = counts(module)
             with whole_nodes(module):
                 restore_structure(module, weights)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,6 +27,7 @@ __all__ = [
     "gradient_scaler",
     "has_communication_state",
     "is_a",
+    "load_within",
     "logged_hyperparameters",
     "logging_step",
     "logs_default_result",
@@ -222,20 +223,33 @@ class BeforeLoading:
 
     Args:
         trainer: the Trainer.
-        prepare: called with the path.
+        prepare: called with the path, and whether the user said that anything may be read from it.
     """
 
-    def __init__(self, trainer: pl.Trainer, prepare: Callable[[str], None]) -> None:
+    def __init__(self, trainer: pl.Trainer, prepare: Callable[[str, bool], None]) -> None:
         self._prepare, self._load, self._shadows = prepare, trainer.strategy.load_checkpoint, Shadows()
         self._shadows.put(trainer.strategy, "load_checkpoint", self._prepare_and_load)
 
-    def _prepare_and_load(self, checkpoint_path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._prepare(checkpoint_path)
-        return self._load(checkpoint_path, *args, **kwargs)
+    def _prepare_and_load(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        self._prepare(checkpoint_path, weights_only is False)
+        return self._load(checkpoint_path, weights_only=weights_only)
 
     def release(self) -> None:
         """Give the strategy back as it was."""
         self._shadows.release()
+
+
+def load_within(trainer: pl.Trainer, context: Callable[[], AbstractContextManager[None]]) -> Shadows:
+    """Have a Trainer load a model's weights within a context until this is released."""
+    load = trainer.strategy.load_model_state_dict
+
+    def load_here(*args: Any, **kwargs: Any) -> None:
+        with context():
+            load(*args, **kwargs)
+
+    shadows = Shadows()
+    shadows.put(trainer.strategy, "load_model_state_dict", load_here)
+    return shadows
 
 
 def unwrap(trainer: pl.Trainer) -> None:

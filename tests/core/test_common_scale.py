@@ -181,13 +181,15 @@ def test_candidates_saved_before_there_was_a_common_scale_go_on() -> None:
     assert network.candidates[""].moments.samples.tolist() == [32.0] * 4
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([-1, 0, 0]), torch.tensor([1, 2, 0]), torch.tensor([1, 0, 500]), "x"])
+@pytest.mark.parametrize(
+    "bad", [torch.tensor([-1, 0, 0]), torch.tensor([1, 2, 0]), torch.tensor([1, 0, 500]), torch.ones(3)]
+)
 def test_a_state_that_cannot_be_is_refused(bad: object) -> None:
     model, _, _ = task(1)
     network = grown(model)
     state = network.candidate_state()
     state[""]["common_scale._extra_state"] = bad
-    with pytest.raises((ValueError, TypeError, AttributeError)):
+    with pytest.raises(ValueError, match="the saved candidates"):
         network.load_candidate_state(state)
 
 

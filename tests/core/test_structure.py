@@ -123,9 +123,55 @@ def test_loading_grows_and_shrinks_an_attached_model(
     before: tuple[int, int], after: tuple[int, int], strict: bool
 ) -> None:
     model, source = grown(*before), grown(*after)
-    assert not any(model.load_state_dict(through_a_file(source.state_dict()), strict=strict))
-    assert counts(model) == {"conv": after[0], "head": after[1]}
-    assert torch.equal(model(X), source(X))
+    missing, unexpected = model.load_state_dict(through_a_file(source.state_dict()), strict=strict)
+    # What a state_dict does not speak of stays where a part of a model may be loaded.
+    stays = [0 if strict or new else old for old, new in zip(before, after, strict=True)]
+    assert counts(model) == {"conv": after[0] + stays[0], "head": after[1] + stays[1]}
+    assert not unexpected
+    layers = [name for name, count in zip(("conv", "head"), stays, strict=True) if count]
+    assert missing == [key for key in model.state_dict() if any(key.startswith(f"{name}.dendrites") for name in layers)]
+    if not layers:
+        assert torch.equal(model(X), source(X))
+
+
+def missing_when(load: Callable[[nn.Module, Any], Any], state: dict[str, Any]) -> tuple[list[str], int]:
+    """The dendrites' entries that a grown model misses in a part of a state, and how many dendrites are left."""
+    model = grown(2, 1)
+    missing, unexpected = load(model, state)
+    assert not unexpected
+    return [key for key in missing if ".dendrites." in key], sum(counts(model).values())
+
+
+class OverridesLoading(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = grown(2, 1)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def test_a_part_of_a_state_leaves_the_dendrites_that_it_does_not_speak_of() -> None:
+    """However ``strict=False`` comes to be: given, by position, by an override, from outside of the attached model."""
+    part = {key: value for key, value in grown(0, 0).state_dict().items() if key.startswith("head.")}
+    own = [key for key in grown(2, 1).state_dict() if ".dendrites." in key]
+    assert missing_when(lambda model, state: model.load_state_dict(state, strict=False), part) == (own, 3)
+    assert missing_when(lambda model, state: model.load_state_dict(state, False), part) == (own, 3)
+    assert missing_when(lambda model, state: model.load_state_dict(state, strict=False, assign=True), part) == (own, 3)
+    outside = OverridesLoading()
+    missing = outside.load_state_dict({f"inner.{key}": value for key, value in part.items()}).missing_keys
+    assert {f"inner.{key}" for key in own} <= set(missing)
+    assert counts(outside.inner) == {"conv": 2, "head": 1}
+    kept = {key: value.clone() for key, value in outside.inner.state_dict().items()}
+    outside.load_state_dict({f"inner.{key}": torch.zeros_like(value) for key, value in part.items()})
+    assert all(torch.equal(outside.inner.state_dict()[key], kept[key]) for key in own)
+
+
+def test_a_part_of_a_state_is_not_enough_where_all_is_asked_for() -> None:
+    model = grown(2, 1)
+    part = {key: value for key, value in grown(0, 0).state_dict().items() if key.startswith("head.")}
+    with pytest.raises(RuntimeError, match=r"Missing key.*conv\.weight"):
+        model.load_state_dict(part)
 
 
 def test_weights_of_another_activation_bring_it_along() -> None:
@@ -191,8 +237,7 @@ def test_a_model_that_is_one_layer_is_restored() -> None:
     assert source.dendrites.count == 0
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_weights_of_a_layer_whose_weight_is_computed_shrink_it_too(strict: bool) -> None:
+def test_weights_of_a_layer_whose_weight_is_computed_shrink_it_too() -> None:
     model = nn.Sequential(weight_norm(nn.Linear(3, 2)))
     attach(model)
     plain = {key: value.clone() for key, value in model.state_dict().items()}
@@ -200,9 +245,9 @@ def test_weights_of_a_layer_whose_weight_is_computed_shrink_it_too(strict: bool)
     grown_state = {key: value.clone() for key, value in model.state_dict().items()}
     x = torch.randn(4, 3)
     out = model(x)
-    assert not any(model.load_state_dict(plain, strict=strict))
+    assert not any(model.load_state_dict(plain))
     assert model[0].dendrites.count == 0
-    model.load_state_dict(grown_state, strict=strict)
+    model.load_state_dict(grown_state)
     assert torch.equal(model(x), out)
 
 

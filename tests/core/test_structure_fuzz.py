@@ -143,7 +143,7 @@ def mutate(rng: random.Random, state: State) -> None:
     ours = [key for key in state if isinstance(key, str) and is_dendrite_key(key)]
     key = rng.choice(ours if ours and rng.random() < 0.8 else list(state) or [""])
     layer = str(key).partition(".dendrites")[0]
-    kind = rng.choice(["drop", "rename", "copy", "spoil", "spoil", "move", "clear", "grow", "grow"])
+    kind = rng.choice(["drop", "rename", "copy", "spoil", "spoil", "move", "clear", "grow", "grow", "hollow"])
     if kind == "drop":
         state.pop(key, None)
     elif kind == "rename":
@@ -159,6 +159,8 @@ def mutate(rng: random.Random, state: State) -> None:
         gone = rng.choice([f"{layer}.dendrites.", f"{layer}.dendrites.", f"{layer}.", ""])
         for name in [name for name in state if str(name).startswith(gone)]:
             del state[name]
+    elif kind == "hollow":
+        hollow_stack(state, layer, rng)
     else:
         more_dendrites(state, layer, rng.choice([1, 2, 5, 30]), rng.random() < 0.7)
 
@@ -181,6 +183,34 @@ def more_dendrites(state: State, layer: str, count: int, hollow: bool) -> None:
     one = make(neurons)
     parts |= {f"weights.{j}": one if hollow else one.clone() for j in range(count)}
     state.update({f"{layer}.dendrites.0.{part}": value for part, value in parts.items()})
+
+
+def hollow_of(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(1, dtype=dtype).expand(shape)
+
+
+def hollow_stack(state: State, layer: str, rng: random.Random) -> None:
+    """A stack of chosen neurons or chosen inputs, consistent in itself, for which a file holds one number each."""
+    own = state.get(f"{layer}.weight")
+    if not isinstance(own, Tensor) or is_lazy(own) or own.is_nested or own.layout != torch.strided or own.ndim < 2:
+        return
+    many, m = rng.choice([10**7, 10**9, 2**31, 2**60]), rng.choice([None, 1, 2, 10**9])
+    prefix = f"{layer}.dendrites.{rng.choice('001')}"
+    neurons = many if rng.random() < 0.5 else len(own)
+    parts = {
+        "nodes.weight": hollow_of(neurons, own.shape[1] if m is None else min(m, 4)),
+        "nodes.bias": hollow_of(neurons),
+    }
+    parts |= {
+        "links": torch.zeros(0, 1).expand(0, neurons),
+        "weights.0": hollow_of(neurons),
+        "code": torch.tensor([0, 0]),
+    }
+    if rng.random() < 0.7:
+        parts["neurons"] = hollow_of(many, dtype=torch.int64)
+    if m is not None:
+        parts["nodes.inputs"] = hollow_of(neurons, min(m, 2**62 // neurons), dtype=torch.int64)
+    state.update({f"{prefix}.{part}": value for part, value in parts.items()})
 
 
 def mutated(seed: int, number: int) -> Iterator[State]:
@@ -287,6 +317,82 @@ def test_a_small_file_that_speaks_of_gigabytes_is_refused_before_memory_is_taken
     before = megabytes()
     assert "would take" in refusal(model, state)
     assert megabytes() - before < 100
+
+
+class Unseen(nn.Module):
+    """A module of a user's own, whose neurons nobody knows before it ran; and a recurrent one, both with many names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(*(nn.Linear(3, 3) for _ in range(40)))
+        self.lstm = nn.LSTM(3, 3)
+
+
+def chosen_neurons(state: State) -> None:
+    state |= {"head.dendrites.0.nodes.weight": hollow_of(HUGE, 4), "head.dendrites.0.nodes.bias": hollow_of(HUGE)}
+    state |= {"head.dendrites.0.links": torch.zeros(0, HUGE), "head.dendrites.0.weights.0": hollow_of(HUGE)}
+    state |= {"head.dendrites.0.code": torch.tensor([0, 0])}
+    state["head.dendrites.0.neurons"] = hollow_of(HUGE, dtype=torch.int64)
+
+
+def chosen_inputs(state: State) -> None:
+    more_dendrites(state, "head", HUGE // 10_000, True)
+    state["head.dendrites.0.nodes.inputs"] = hollow_of(3 * HUGE // 10_000, 2, dtype=torch.int64)
+    state["head.dendrites.0.nodes.weight"] = hollow_of(3 * HUGE // 10_000, 2)
+
+
+def neurons_of_a_module(state: State) -> None:
+    state |= {f"block.dendrites.0.nodes.0.{key[6:]}": value for key, value in state.items() if key[:6] == "block."}
+    state |= {"block.dendrites.0.links": torch.zeros(0, HUGE), "block.dendrites.0.code": torch.tensor([0, 0])}
+    state["block.dendrites.0.weights.0"] = torch.zeros(1).expand(HUGE)
+
+
+def neurons_beyond_counting(state: State) -> None:
+    neurons_of_a_module(state)
+    state["block.dendrites.0.weights.0"] = torch.zeros(1).expand(2**62)
+
+
+def names_of_many(state: State) -> None:
+    """Names of output weights, each of which says that there is one more copy of a module of eighty names."""
+    neurons_of_a_module(state)
+    state |= dict.fromkeys((f"block.dendrites.0.weights.{j}" for j in range(60_000)), torch.zeros(3))
+
+
+HUGE = 60_000_000
+SPOILT = [chosen_neurons, chosen_inputs, neurons_of_a_module, neurons_beyond_counting, names_of_many]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_numbers_that_become_lists_sizes_or_names_are_compared_first(spoil: Callable[[State], None]) -> None:
+    model = Net() if spoil in SPOILT[:2] else Unseen()
+    state = dict(model.state_dict())
+    spoil(state)
+    before = megabytes()
+    refusal(model, state)
+    assert megabytes() - before < 60
+
+
+def test_numbers_that_a_file_does_not_hold_are_not_looked_at() -> None:
+    """Each is wrong, which nobody sees who does not look."""
+    state = dict(Net().state_dict())
+    more_dendrites(state, "head", 300, True)
+    state["head.dendrites.0.nodes.weight"] = hollow_of(900, 2)
+    state["head.dendrites.0.nodes.inputs"] = hollow_of(900, 2, dtype=torch.int64) - 1
+    assert "must hold integers below 4" in refusal(Net(), {**state, **held(state)})
+    state["head.dendrites.0.nodes.inputs"] = torch.full((1,), -1).expand(900, 2)
+    assert "would take" in refusal(Net(), state)
+
+
+def held(state: State) -> State:
+    return {key: value.clone() for key, value in state.items() if is_dendrite_key(key)}
+
+
+def test_numbers_of_stacks_are_names_and_no_sizes() -> None:
+    for number in ("999999999", "99999999999999999999999"):
+        state = {key.replace("dendrites.0", f"dendrites.{number}"): value for key, value in SOURCES[1].items()}
+        assert "its dendrites are incomplete" in refusal(Net(), state)
+        state = {key.replace("weights.1", f"weights.{number}"): value for key, value in SOURCES[1].items()}
+        assert "its dendrites are incomplete" in refusal(Net(), state)
 
 
 def test_weights_that_are_views_of_one_large_buffer_are_as_good_as_others() -> None:
