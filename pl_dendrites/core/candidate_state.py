@@ -60,6 +60,8 @@ def _check(name: str, layer: nn.Module, pool: int, values: Mapping[str, Any]) ->
     }
     statistics |= {field: (neurons,) for field in ("samples", "mean_error", "square_error", "reference")}
     inputs = shape_of(values.get("nodes.inputs"))
+    if "nodes.inputs" in values and not (isinstance(inputs, tuple) and inputs):
+        raise ValueError(f"{who} see inputs that cannot be told: {inputs}")
     try:
         kind = narrowed(kind, layer, inputs[-1] if isinstance(inputs, tuple) and inputs else None, None)
     except ValueError as error:
