@@ -28,6 +28,10 @@ class Inputs(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def with_arguments(self, other: Inputs) -> Inputs:
+        """The same call with the arguments of another."""
+        return other
+
 
 class Memory:
     """What outlives a call of a layer, and is no part of a model: a copy of it begins with none.
@@ -46,10 +50,14 @@ class Memory:
         """A call begins in this thread."""
         self._here.call = call
 
-    def running(self) -> Inputs | None:
-        """The call that began in this thread; it is about to return."""
+    def running(self, inputs: Inputs) -> Inputs:
+        """The call that began in this thread; it is about to return.
+
+        Args:
+            inputs: what the layer was called with in the end: a pre-hook that came later may have changed that.
+        """
         call: Inputs | None = self._here.__dict__.pop("call", None)
-        return call
+        return inputs if call is None else call.with_arguments(inputs)
 
 
 class LayerKind(ABC):

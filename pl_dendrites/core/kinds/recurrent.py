@@ -139,6 +139,10 @@ class RecurrentCall(Inputs):
         self.states, self.starts, self.ends = states, starts or {}, {}
         return self
 
+    def with_arguments(self, other: Inputs) -> RecurrentCall:
+        """The same call with the arguments of another."""
+        return RecurrentCall(other, self.states, self.starts)
+
 
 class _Past:
     # What a call left behind: the layer's own final state, and those of its dendrites' nodes.

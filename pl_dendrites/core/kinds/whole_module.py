@@ -79,7 +79,7 @@ class WholeModule(LayerKind):
         reason = None
         if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
             reason = "processes share out its weights between them, which a copy cannot do"
-        elif any(parametrize.is_parametrized(part) or _foreign_pre_hooks(part) for part in module.modules()):
+        elif any(parametrize.is_parametrized(part) or _computes_weights(part) for part in module.modules()):
             reason = "weights inside it are computed from others, which a copy cannot draw anew"
         return reason
 
@@ -257,10 +257,12 @@ def _bare(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     return seen[id(module)]
 
 
-def _foreign_pre_hooks(module: nn.Module) -> list[Any]:
-    # Weight and spectral norm of the old kind compute a weight in one.
+def _computes_weights(module: nn.Module) -> bool:
+    # Weight and spectral norm of the old kind, and pruning, compute a weight in a pre-hook, and leave it behind as a
+    # plain attribute. Any other pre-hook may do with the input what it likes.
     hooks = [getattr(hook, "hook", hook) for hook in module._forward_pre_hooks.values()]
-    return [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("pl_dendrites.")]
+    foreign = any(not getattr(hook, "__module__", "").startswith("pl_dendrites.") for hook in hooks)
+    return foreign and any(isinstance(value, Tensor) for value in module.__dict__.values())
 
 
 @torch.no_grad()
