@@ -36,6 +36,33 @@ def _of_integers() -> nn.Module:
     return layer
 
 
+class Same(nn.Linear):
+    """A subclass that overrides nothing about what is computed."""
+
+
+class Causal(nn.Conv1d):
+    """A convolution that pads its input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        return super().forward(nn.functional.pad(x, (2, 0)))
+
+
+class Flat(nn.Conv1d):
+    """A convolution whose channels lie one after another in its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve and flatten."""
+        return super().forward(x).flatten(1)
+
+
+def _replaced() -> nn.Module:
+    layer = nn.Linear(5, 3)
+    plain = layer.forward
+    layer.forward = lambda x: plain(x)  # type: ignore[method-assign]
+    return layer
+
+
 def _sequence() -> Tensor:
     return torch.randn(3, 7, 5)
 
@@ -69,6 +96,13 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         parametrizations.orthogonal(nn.Linear(5, 3)),
         torch.randn(7, 5),
     ),
+    "subclass that computes as its base does": lambda: (Same(5, 3), torch.randn(7, 5)),
+    "subclass with a `forward` of its own: pads, crops, transposes, ...": lambda: (
+        Causal(3, 4, 3),
+        torch.randn(2, 3, 7),
+    ),
+    "such a subclass whose neurons cannot be told": lambda: (Flat(3, 4, 3), torch.randn(2, 3, 7)),
+    "layer whose `forward` was replaced on the instance": lambda: (_replaced(), torch.randn(7, 5)),
     "frozen layer": lambda: (nn.Linear(5, 3).requires_grad_(False), torch.randn(7, 5)),
     "layer with integer weights": lambda: (_of_integers(), torch.randn(7, 5)),
     "`LSTM`": lambda: (nn.LSTM(5, 4, batch_first=True), _sequence()),
@@ -146,6 +180,8 @@ def try_layer(name: str, named: bool = False) -> str:
     before = call(layer, doubled)
     network = attach(model, ["layer"] if named else None)
     assert all(torch.equal(*pair) for pair in zip(before, call(layer, doubled), strict=True)), "attaching"
+    if not network.can_grow():
+        return f"left alone: {network.skipped['layer']}"
     network.start_candidates(pool=2)
     loss_of(call(layer, doubled)).backward()
     assert list(network.integrate()) == ["layer"]

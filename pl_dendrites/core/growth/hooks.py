@@ -28,7 +28,13 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
     dendrites = layer.dendrites
     assert isinstance(dendrites, Dendrites)
-    inputs = Inputs(args, kwargs)
+    inputs, kind = Inputs(args, kwargs), dendrites.kind
+    if kind.dim == 0:
+        kind.meet(layer, inputs, out)
+    if kind.unknown is not None:
+        if dendrites.count:
+            raise ValueError(f"a {type(layer).__name__} has dendrites, but {kind.unknown}")
+        return out
     return dendrites(inputs if dendrites.memory is None else dendrites.memory.running(inputs), out)
 
 

@@ -9,12 +9,24 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "LayerKind", "Memory", "is_layer", "kind_class", "kind_of", "register", "scaled", "weight_of"]
+__all__ = [
+    "Inputs",
+    "LayerKind",
+    "Memory",
+    "Overridden",
+    "is_layer",
+    "kind_class",
+    "kind_of",
+    "plain_kind",
+    "register",
+    "scaled",
+    "weight_of",
+]
 
 
 class Inputs(NamedTuple):
@@ -74,14 +86,19 @@ class LayerKind(ABC):
         choosable: whether a set may have nodes for some of the neurons alone.
         inputs: how many inputs each neuron sees; ``None`` where nodes cannot do with a part of them.
         scalable: whether a node whose parameters are all multiplied puts out as many times what it did.
+        unknown: why the layer's neurons cannot be told, once a call has shown that; it then has no dendrites.
+        computes_in: the methods in which a layer of this kind computes. A subclass that overrides one of them computes
+            in a way of its own, and is of another kind.
     """
 
+    computes_in: ClassVar[tuple[str, ...]] = ("forward", "__call__")
     neurons: int | None
     dim: int
     separable: bool
     choosable: bool = False
     inputs: int | None = None
     scalable: bool = False
+    unknown: str | None = None
 
     @classmethod
     def why_not(cls, module: nn.Module) -> str | None:
@@ -108,6 +125,19 @@ class LayerKind(ABC):
             What the layer is to be called with instead, and what :meth:`potentials` and :meth:`with_output` get.
         """
         return inputs
+
+    def meet(self, layer: nn.Module, inputs: Inputs, out: Any) -> None:
+        """Find out what the layer's type does not say; asked when the layer ran, as long as ``dim`` is 0.
+
+        Args:
+            layer: the layer; it is read, not kept.
+            inputs: what it was called with.
+            out: what it returned.
+        """
+
+    def first_neuron(self, layer: nn.Module) -> Tensor | None:
+        """The weights of the layer's first neuron, a view; ``None``: they do not lie together."""
+        return None
 
     def output(self, out: Any) -> Tensor:
         """The tensor that holds the neurons' outputs, of all that the layer returned."""
@@ -209,7 +239,8 @@ KindT = TypeVar("KindT", bound=type[LayerKind])
 def register(*types: type[nn.Module]) -> Callable[[KindT], KindT]:
     """Say of which types of layers a class is the kind; of a subclass its nearest base decides.
 
-    The class is made with a layer as its one argument.
+    The class is made with a layer as its one argument. A subclass that overrides how its base computes is none of it,
+    see :class:`Overridden`.
 
     Args:
         *types: the types; ``nn.Module`` is every module that has no other kind.
@@ -227,13 +258,35 @@ def register(*types: type[nn.Module]) -> Callable[[KindT], KindT]:
     return add
 
 
+class Overridden(nn.Module):
+    """Stands in the registry for every layer that is derived from a registered type and computes in a way of its own.
+
+    Such a layer pads its input, say, or returns a tuple, and nodes like its base would not do the same.
+    """
+
+
 def _registered(module: nn.Module) -> type[nn.Module]:
     return next(base for base in type(module).__mro__ if base in _KINDS)
 
 
+def _is_overridden(module: nn.Module) -> bool:
+    base, own = _registered(module), type(module)
+    if base is nn.Module:
+        return False
+    # A method may be replaced in a class or on the instance.
+    names = _KINDS[base].computes_in
+    return any(name in module.__dict__ or getattr(own, name, None) is not getattr(base, name, None) for name in names)
+
+
 def kind_class(module: nn.Module) -> type[LayerKind]:
     """The class of the view that dendrites have of a module."""
-    return _KINDS[_registered(module)]
+    return _KINDS[Overridden if _is_overridden(module) else _registered(module)]
+
+
+def plain_kind(module: nn.Module) -> LayerKind:
+    """The view that dendrites would have of a module if it computed as the type does that it is derived from."""
+    make: Callable[[nn.Module], LayerKind] = _KINDS[_registered(module)]
+    return make(module)
 
 
 def kind_of(module: nn.Module) -> LayerKind:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class LinearConv(LayerKind):
         Linear(in_features=5, out_features=6, bias=True)
     """
 
+    computes_in: ClassVar[tuple[str, ...]] = (*LayerKind.computes_in, "_conv_forward", "_output_padding")
     separable = scalable = True
     neurons: int
     inputs: int
@@ -74,6 +75,10 @@ class LinearConv(LayerKind):
         """Nothing but a weight that cannot learn."""
         dtype = weight_of(module).dtype
         return None if dtype.is_floating_point else f"its weight is of type {dtype}, not floating point"
+
+    def first_neuron(self, layer: nn.Module) -> Tensor:
+        """See :meth:`LayerKind.first_neuron`."""
+        return self._by_group(layer, "weight")[0, 0, 0]
 
     def output(self, out: Any) -> Tensor:
         """The layer's output; of a nested one, its samples one after another."""

@@ -15,7 +15,7 @@ from pl_dendrites.core.kinds.whole_module import WholeModule, map_tensors
 __all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
 
 
-@register(nn.RNNCellBase)
+@register(nn.RNNCellBase, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 class Cell(WholeModule):
     """``nn.RNNCell``, ``nn.GRUCell`` or ``nn.LSTMCell``.
 
@@ -31,7 +31,7 @@ class Cell(WholeModule):
         self.neurons, self.dim = layer.hidden_size, -1
 
 
-@register(nn.RNNBase)
+@register(nn.RNNBase, nn.RNN, nn.GRU, nn.LSTM)
 class Recurrent(WholeModule):
     """``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, with any number of layers, both directions, and projections.
 

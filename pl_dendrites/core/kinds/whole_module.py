@@ -6,6 +6,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from pl_dendrites.core.kinds.base import Inputs, LayerKind, register, weight_of
+from pl_dendrites.core.kinds.base import Inputs, LayerKind, kind_class, register, weight_of
 from pl_dendrites.core.kinds.linear_conv import LINEAR_CONV, LinearConv
 
-__all__ = ["WholeModule", "map_tensors"]
+__all__ = ["WholeModule", "bare", "map_tensors"]
 
 
 @register(nn.Module)
@@ -55,8 +56,11 @@ class WholeModule(LayerKind):
         self._type = type(layer).__name__
         self._key: Any = getattr(layer, "neuron_output", None)
         self._wanted_dim: int | None = getattr(layer, "neuron_dim", None)
-        inner = [LinearConv(part) for part in _bare(layer, {}).modules() if isinstance(part, LINEAR_CONV)]
-        self._guess = (inner[-1].neurons, inner[-1].dim) if inner else None
+        inner = [part for part in bare(layer).modules() if isinstance(part, LINEAR_CONV)]
+        last = LinearConv(inner[-1]) if inner else None
+        self._guess = None if last is None else (last.neurons, last.dim)
+        # One that computes in a way of its own may have its neurons elsewhere.
+        self._sure = bool(inner) and kind_class(inner[-1]) is LinearConv
 
     @classmethod
     def why_not(cls, module: nn.Module) -> str | None:
@@ -79,6 +83,8 @@ class WholeModule(LayerKind):
         reason = None
         if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
             reason = "processes share out its weights between them, which a copy cannot do"
+        elif not all(map(_can_follow, module.modules())):
+            reason = "its `forward` was replaced on the instance, which a copy cannot follow"
         elif any(parametrize.is_parametrized(part) or _computes_weights(part) for part in module.modules()):
             reason = "weights inside it are computed from others, which a copy cannot draw anew"
         return reason
@@ -144,7 +150,8 @@ class WholeModule(LayerKind):
             return self._wanted_dim - (tensor.ndim if self._wanted_dim >= 0 else 0)
         if self._guess is not None:
             neurons, dim = self._guess
-            if -dim <= tensor.ndim and tensor.shape[dim] == neurons:
+            by_chance = not self._sure and tensor.shape[1:].count(neurons) > 1
+            if -dim <= tensor.ndim and tensor.shape[dim] == neurons and not by_chance:
                 return dim
         if tensor.ndim == 2:  # noqa: PLR2004 - (samples, neurons)
             return -1
@@ -157,16 +164,16 @@ class WholeModule(LayerKind):
 
     def node_set(self, layer: nn.Module, count: int) -> nn.Module:
         """A list of ``count`` copies."""
-        return nn.ModuleList(copy.deepcopy(_bare(layer, {})) for _ in range(count)).requires_grad_(True)
+        return nn.ModuleList(copy.deepcopy(bare(layer)) for _ in range(count)).requires_grad_(True)
 
     def template(self, layer: nn.Module, count: int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.template`."""
-        entries = {name: value.to("meta") for name, value in _bare(layer, {}).state_dict().items()}
+        entries = {name: value.to("meta") for name, value in bare(layer).state_dict().items()}
         return {f"{j}.{name}": value for j in range(count) for name, value in entries.items()}
 
     def cost(self, layer: nn.Module) -> int:
         """See :meth:`LayerKind.cost`."""
-        return sum(parameter.numel() for parameter in _bare(layer, {}).parameters())
+        return sum(parameter.numel() for parameter in bare(layer).parameters())
 
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
         """Call ``reset_parameters`` wherever it is; other matrices are drawn uniformly from plus or minus 1/sqrt(n).
@@ -242,19 +249,40 @@ def _with_entry(container: Any, key: Any, value: Any) -> Any:
     return changed
 
 
+def bare(module: nn.Module) -> nn.Module:
+    """A module without hooks, whose owners a deepcopy would take along, and without dendrites; it shares all the rest.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> handle = layer.register_forward_hook(print)
+        >>> bare(layer)(torch.zeros(1, 2)).shape, bare(layer).weight is layer.weight
+        (torch.Size([1, 2]), True)
+    """
+    return _bare(module, {})
+
+
 def _bare(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
-    # The module without hooks, whose owners a deepcopy would take along, and without dendrites; it shares all the rest.
     if id(module) not in seen:
         twin = seen[id(module)] = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         hooks = [name for name, value in module.__dict__.items() if name.endswith("_hooks") or "_hooks_" in name]
         twin.__dict__.update({name: OrderedDict() for name in hooks})
+        # A method that was bound to the module is the twin's, or it would go on using the module's weights.
+        bound = {n: v for n, v in module.__dict__.items() if isinstance(v, MethodType) and v.__self__ is module}
+        twin.__dict__.update({name: MethodType(method.__func__, twin) for name, method in bound.items()})
         twin.__dict__["_modules"] = {
             name: child if child is None else _bare(child, seen)
             for name, child in module._modules.items()
             if name != "dendrites" or not hasattr(child, "candidates")
         }
     return seen[id(module)]
+
+
+def _can_follow(module: nn.Module) -> bool:
+    # A compiled module makes its own anew when it is copied.
+    forward = module.__dict__.get("forward")
+    bound = isinstance(forward, MethodType) and forward.__self__ is module
+    return forward is None or bound or "_orig_mod" in module._modules
 
 
 def _computes_weights(module: nn.Module) -> bool:
