@@ -10,6 +10,8 @@ from torch import nn
 
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.kinds import Inputs
+from pl_dendrites.core.rule.transforms import trained_levels
+from pl_dendrites.core.tensors import is_transformed
 
 __all__ = [
     "add_dendrites",
@@ -35,7 +37,12 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         if dendrites.count:
             raise ValueError(f"a {type(layer).__name__} has dendrites, but {kind.unknown}")
         return out
-    return dendrites(inputs if dendrites.memory is None else dendrites.memory.running(inputs), out)
+    if dendrites.memory is not None:
+        inputs = dendrites.memory.running(inputs)
+    if dendrites.needs_copy(layer):
+        inputs = inputs.copied()
+    levels = None if dendrites.candidates is None or not is_transformed() else trained_levels(layer.parameters())
+    return dendrites(inputs, out, levels=levels)
 
 
 def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:

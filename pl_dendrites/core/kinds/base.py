@@ -14,6 +14,8 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pl_dendrites.core.tensors import map_tensors
+
 __all__ = [
     "Inputs",
     "LayerKind",
@@ -43,6 +45,10 @@ class Inputs(NamedTuple):
     def with_arguments(self, other: Inputs) -> Inputs:
         """The same call with the arguments of another."""
         return other
+
+    def copied(self) -> Inputs:
+        """The same call with copies of its tensors, which nobody changes in place."""
+        return self.with_arguments(Inputs(*map_tensors(Tensor.clone, tuple(self))))
 
 
 class Memory:
@@ -126,7 +132,7 @@ class LayerKind(ABC):
         """
         return inputs
 
-    def meet(self, layer: nn.Module, inputs: Inputs, out: Any) -> None:
+    def meet(self, layer: nn.Module, inputs: Inputs, out: Any) -> None:  # noqa: B027 - most types say everything
         """Find out what the layer's type does not say; asked when the layer ran, as long as ``dim`` is 0.
 
         Args:

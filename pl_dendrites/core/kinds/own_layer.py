@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core.kinds.base import Inputs, Overridden, plain_kind, register
-from pl_dendrites.core.kinds.whole_module import WholeModule, bare, map_tensors
+from pl_dendrites.core.kinds.whole_module import WholeModule, bare
+from pl_dendrites.core.tensors import map_tensors
 
 __all__ = ["OwnLayer"]
 
@@ -69,7 +70,7 @@ class OwnLayer(WholeModule):
             parameter.copy_(_noise(parameter))
         args, kwargs = map_tensors(_noise, tuple(inputs))
         outputs = []
-        # What is random in it is so alike twice, and the user's own sequence of random numbers goes on as it would have.
+        # What is random in it is so alike twice, and the user's own random numbers go on as they would have.
         devices = [weights.device] if weights.device.type == "cuda" else []
         for _ in range(2):
             with torch.random.fork_rng(devices):

@@ -10,7 +10,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_dendrites.core.kinds.base import Inputs, Memory, register
-from pl_dendrites.core.kinds.whole_module import WholeModule, map_tensors
+from pl_dendrites.core.kinds.whole_module import WholeModule
+from pl_dendrites.core.tensors import below_transforms, map_tensors
 
 __all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
 
@@ -64,7 +65,7 @@ class Recurrent(WholeModule):
         if past is None:
             return RecurrentCall(inputs, memory)
         # Only a state with a graph brings back its past: of one that was detached nobody wants it.
-        goes_on = any(tensor.grad_fn is not None for tensor in _tensors(given))
+        goes_on = any(h.grad_fn is not None for h in (given if isinstance(given, tuple | list) else [given]))
         own, starts = (value if goes_on else map_tensors(Tensor.detach, value) for value in (past.own, past.ends))
         resumed = Inputs((args[0], own), kwargs) if len(args) > 1 else Inputs(args, {**kwargs, "hx": own})
         return RecurrentCall(resumed, memory, starts)
@@ -196,7 +197,7 @@ class States(Memory):
 
 
 def _tensors(state: Any) -> list[Tensor]:
-    return list(state) if isinstance(state, tuple | list) else [state]
+    return [below_transforms(tensor) for tensor in (state if isinstance(state, tuple | list) else [state])]
 
 
 def _place(tensor: Tensor) -> StorageWeakRef:

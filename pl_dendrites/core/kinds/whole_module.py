@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import PackedSequence
 
 from pl_dendrites.core.kinds.base import Inputs, LayerKind, kind_class, register, weight_of
 from pl_dendrites.core.kinds.linear_conv import LINEAR_CONV, LinearConv
+from pl_dendrites.core.tensors import map_tensors
 
-__all__ = ["WholeModule", "bare", "map_tensors"]
+__all__ = ["WholeModule", "bare"]
 
 
 @register(nn.Module)
@@ -218,26 +218,6 @@ class WholeModule(LayerKind):
         """See :meth:`LayerKind.put`."""
         assert isinstance(nodes, nn.ModuleList)
         nodes[place].load_state_dict(values)
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and dicts.
-
-    Example:
-        >>> map_tensors(torch.neg, {"x": [torch.ones(1)], "n": 3})
-        {'x': [tensor([-1.])], 'n': 3}
-    """
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, PackedSequence):
-        return value._replace(data=function(value.data))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(map_tensors(function, item) for item in value)
-    if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
-    return value
 
 
 def _with_entry(container: Any, key: Any, value: Any) -> Any:

@@ -44,6 +44,7 @@ class Candidates(nn.Module):
         links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
         pool: ``P``.
         watching: whether errors that come are taken in.
+        copies: whether the pool must have a copy of the layer's input, which the model may change in place.
         notes: where uses of the layer and their errors are noted, to be taken in later by
             :class:`~pl_dendrites.core.rule.processes.JointLearning`; ``None``: the backward pass itself takes them in.
 
@@ -90,6 +91,7 @@ class Candidates(nn.Module):
         self.register_buffer("reference", torch.zeros(neurons, device=device, dtype=wide))
         self.register_buffer("missed", torch.tensor(False, device=device), persistent=False)
         self.watching = True
+        self.copies = False
         self.notes: _Notes | None = None
 
     def forward(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> Tensor:
