@@ -88,6 +88,9 @@ def select_targets(
             raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
     modules = _modules(model)
     named = () if targets is None or callable(targets) else {modules[name] for name in _named(targets, modules)}
+    # A type name means no part of an adapter: those are PyTorch's plain layers, and many.
+    own_names = set() if targets is None or callable(targets) else {modules[n] for n in targets if n in modules}
+    named = [module for module in named if module in own_names or not _is_adapter_part(module, modules)]
     against = reasons_against(model, named)
     reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
@@ -161,6 +164,11 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
         reason = "its size is not known before its first forward pass"
     elif not isinstance(getattr(module, "dendrites", None), Dendrites | None):
         reason = "it already has an attribute named 'dendrites'"
+    elif not named and is_layer(module) and (wrapper := _wrapper(name, modules)) is not None:
+        reason = (
+            f"it is a part of '{wrapper}', a {type(modules[wrapper]).__name__} that wraps a layer: what saves or merges"
+            f" that knows no dendrites; name it in `targets` to let it grow"
+        )
     else:
         kind = kind_class(module)
         reason = kind.why_not(module)
@@ -173,6 +181,22 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
         if reason is None and module._modules.get("dendrites") is None:
             reason = kind.why_no_node(module)
     return reason
+
+
+def _wrapper(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    # An adapter, such as LoRA of peft, is a module around a layer, `base_layer`, with small layers of its own.
+    return next((parent for parent in _parents(name) if parent in modules and _wraps(modules[parent])), None)
+
+
+def _wraps(module: nn.Module) -> bool:
+    children = module._modules
+    return isinstance(children.get("base_layer"), nn.Module) or any(
+        name.lower().startswith("lora_") for name in children
+    )
+
+
+def _is_adapter_part(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
+    return any(other is module and _wrapper(name, modules) is not None for name, other in modules.items())
 
 
 def _has_matrix(name: str, module: nn.Module) -> bool:

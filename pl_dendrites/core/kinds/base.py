@@ -24,8 +24,10 @@ __all__ = [
     "is_layer",
     "kind_class",
     "kind_of",
+    "plain_class",
     "plain_kind",
     "register",
+    "register_by_name",
     "scaled",
     "weight_of",
 ]
@@ -238,6 +240,7 @@ class LayerKind(ABC):
 # -- the registry -------------------------------------------------------------------------------------------------
 
 _KINDS: dict[type[nn.Module], type[LayerKind]] = {}
+_KNOWN_BY_NAME: dict[str, tuple[Callable[[nn.Module], bool], type[LayerKind]]] = {}
 
 KindT = TypeVar("KindT", bound=type[LayerKind])
 
@@ -264,6 +267,21 @@ def register(*types: type[nn.Module]) -> Callable[[KindT], KindT]:
     return add
 
 
+def register_by_name(name: str, fits: Callable[[nn.Module], bool]) -> Callable[[KindT], KindT]:
+    """The same for a type of another package, which need not be there.
+
+    Args:
+        name: of the type.
+        fits: whether a module of a type with that name is one; it is not asked of others.
+    """
+
+    def add(kind: KindT) -> KindT:
+        _KNOWN_BY_NAME[name] = fits, kind
+        return kind
+
+    return add
+
+
 class Overridden(nn.Module):
     """Stands in the registry for every layer that is derived from a registered type and computes in a way of its own.
 
@@ -271,27 +289,38 @@ class Overridden(nn.Module):
     """
 
 
-def _registered(module: nn.Module) -> type[nn.Module]:
-    return next(base for base in type(module).__mro__ if base in _KINDS)
+def _registered(module: nn.Module) -> tuple[type[nn.Module], type[LayerKind]]:
+    for base in type(module).__mro__:
+        if base in _KINDS:
+            return base, _KINDS[base]
+        fits, kind = _KNOWN_BY_NAME.get(base.__name__, (None, None))
+        if fits is not None and kind is not None and fits(module):
+            return base, kind
+    raise TypeError(f"{type(module).__name__} is no module")
 
 
 def _is_overridden(module: nn.Module) -> bool:
-    base, own = _registered(module), type(module)
+    base, kind = _registered(module)
     if base is nn.Module:
         return False
     # A method may be replaced in a class or on the instance.
-    names = _KINDS[base].computes_in
+    own, names = type(module), kind.computes_in
     return any(name in module.__dict__ or getattr(own, name, None) is not getattr(base, name, None) for name in names)
 
 
 def kind_class(module: nn.Module) -> type[LayerKind]:
     """The class of the view that dendrites have of a module."""
-    return _KINDS[Overridden if _is_overridden(module) else _registered(module)]
+    return _KINDS[Overridden] if _is_overridden(module) else plain_class(module)
+
+
+def plain_class(module: nn.Module) -> type[LayerKind]:
+    """The same if the module computed as the type does that it is derived from."""
+    return _registered(module)[1]
 
 
 def plain_kind(module: nn.Module) -> LayerKind:
-    """The view that dendrites would have of a module if it computed as the type does that it is derived from."""
-    make: Callable[[nn.Module], LayerKind] = _KINDS[_registered(module)]
+    """The view of a module that :func:`plain_class` gives."""
+    make: Callable[[nn.Module], LayerKind] = plain_class(module)
     return make(module)
 
 
@@ -313,7 +342,7 @@ def is_layer(module: nn.Module) -> bool:
         >>> is_layer(nn.Conv2d(3, 8, 3)), is_layer(nn.LayerNorm(8))
         (True, False)
     """
-    return _registered(module) is not nn.Module
+    return _registered(module)[0] is not nn.Module
 
 
 # -- values -------------------------------------------------------------------------------------------------------

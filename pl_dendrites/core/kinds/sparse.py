@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pl_dendrites.core.kinds.base import Inputs, LayerKind, weight_of
+from pl_dendrites.core.kinds.base import Inputs, LayerKind, plain_kind, weight_of
 from pl_dendrites.core.kinds.linear_conv import LinearConv, like, pick, run_like
 
 __all__ = ["Sparse", "SparseConv", "SparseLinear", "narrowed"]
@@ -114,7 +114,9 @@ class Sparse(LayerKind):
     inputs: int
 
     def __init__(self, layer: nn.Module, fan_in: int, neurons: int | None = None) -> None:
-        self._dense = LinearConv(layer)
+        dense = plain_kind(layer)
+        assert isinstance(dense, LinearConv)
+        self._dense = dense
         self.inputs = self._dense.inputs
         if not 1 <= fan_in <= self.inputs:
             raise ValueError(f"each of its neurons has {self.inputs} inputs, and a dendrite cannot see {fan_in}")
@@ -131,9 +133,9 @@ class Sparse(LayerKind):
 
     def _make(self, layer: nn.Module, count: int, device: torch.device) -> nn.Module:
         nodes = count * self.neurons
-        if isinstance(layer, nn.Linear):
-            return SparseLinear(nodes, self.fan_in, device, weight_of(layer).dtype)
-        return SparseConv(layer, nodes, self.fan_in, device)
+        if hasattr(layer, "kernel_size"):
+            return SparseConv(layer, nodes, self.fan_in, device)
+        return SparseLinear(nodes, self.fan_in, device, weight_of(layer).dtype)
 
     @torch.no_grad()
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -228,4 +230,4 @@ def narrowed(kind: LayerKind, layer: nn.Module, fan_in: int | None, neurons: int
         return kind
     if not isinstance(kind, LinearConv):
         raise ValueError("its dendrites see all inputs, and all of its neurons have them")
-    return LinearConv(layer, neurons) if fan_in is None else Sparse(layer, fan_in, neurons)
+    return type(kind)(layer, neurons) if fan_in is None else Sparse(layer, fan_in, neurons)

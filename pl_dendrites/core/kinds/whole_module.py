@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pl_dendrites.core.kinds.base import Inputs, LayerKind, kind_class, register, weight_of
-from pl_dendrites.core.kinds.linear_conv import LINEAR_CONV, LinearConv
+from pl_dendrites.core.kinds.base import Inputs, LayerKind, kind_class, plain_class, plain_kind, register, weight_of
+from pl_dendrites.core.kinds.linear_conv import LinearConv
 from pl_dendrites.core.tensors import map_tensors
 
 __all__ = ["WholeModule", "bare"]
@@ -56,11 +56,11 @@ class WholeModule(LayerKind):
         self._type = type(layer).__name__
         self._key: Any = getattr(layer, "neuron_output", None)
         self._wanted_dim: int | None = getattr(layer, "neuron_dim", None)
-        inner = [part for part in bare(layer).modules() if isinstance(part, LINEAR_CONV)]
-        last = LinearConv(inner[-1]) if inner else None
+        inner = [part for part in bare(layer).modules() if issubclass(plain_class(part), LinearConv)]
+        last = plain_kind(inner[-1]) if inner else None
         self._guess = None if last is None else (last.neurons, last.dim)
         # One that computes in a way of its own may have its neurons elsewhere.
-        self._sure = bool(inner) and kind_class(inner[-1]) is LinearConv
+        self._sure = bool(inner) and kind_class(inner[-1]) is plain_class(inner[-1])
 
     @classmethod
     def why_not(cls, module: nn.Module) -> str | None:
