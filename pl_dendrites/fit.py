@@ -71,7 +71,7 @@ class Fit:
     def begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
-        network = self.attach(trainer, module)
+        self.attach(trainer, module)
         self._tell_skipped(trainer)
         self._initial = optimizers.OptimizerSettings(trainer)
         if self._resumed is not None:

@@ -87,11 +87,7 @@ def select_targets(
         if isinstance(patterns, str):
             raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
     modules = _modules(model)
-    named = () if targets is None or callable(targets) else {modules[name] for name in _named(targets, modules)}
-    # A type name means no part of an adapter: those are PyTorch's plain layers, and many.
-    own_names = set() if targets is None or callable(targets) else {modules[n] for n in targets if n in modules}
-    named = [module for module in named if module in own_names or not _is_adapter_part(module, modules)]
-    against = reasons_against(model, named)
+    against = reasons_against(model, () if targets is None or callable(targets) else _asked_for(targets, modules))
     reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
     excluded = _matches(exclude, able)
@@ -195,10 +191,6 @@ def _wraps(module: nn.Module) -> bool:
     )
 
 
-def _is_adapter_part(module: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
-    return any(other is module and _wrapper(name, modules) is not None for name, other in modules.items())
-
-
 def _has_matrix(name: str, module: nn.Module) -> bool:
     own = [] if "parametrizations" in name.split(".") else module.parameters(recurse=False)
     return any(is_lazy(parameter) or parameter.ndim > 1 for parameter in own)
@@ -209,9 +201,11 @@ def _is_frozen(layer: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in own)
 
 
-def _named(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[str]:
+def _asked_for(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[nn.Module]:
     names = {pattern for pattern in patterns if pattern in modules}
-    return names.union(*(_of_type(pattern, modules) for pattern in patterns if pattern not in names))
+    by_type = set().union(*(_of_type(pattern, modules) for pattern in patterns if pattern not in names))
+    # A type name means no part of an adapter: those are PyTorch's plain layers, and many.
+    return {modules[name] for name in names | {name for name in by_type if _wrapper(name, modules) is None}}
 
 
 def _matches(patterns: Sequence[str] | Predicate, modules: Mapping[str, nn.Module]) -> set[str]:

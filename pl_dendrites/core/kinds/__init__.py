@@ -3,7 +3,7 @@
 ``base`` has the base class and the registry; a kind each have ``linear_conv``, ``transposed`` (the linear layer of
 GPT-2), ``recurrent``, ``whole_module`` (any module of a user's own) and ``own_layer`` (layers of a user's own that are
 derived from PyTorch's and compute in another way); and ``sparse`` has the view of dendrites that see some of the inputs
-of a Linear or a convolution.
+of a Linear or a convolution, with ``bags`` for the sums that they are.
 
 A kind may import torch, ``core.tensors`` and other kinds, and nothing else of the package: neither the rule that
 candidates learn by nor the dendrites that use it.

@@ -65,7 +65,8 @@ class Recurrent(WholeModule):
         if past is None:
             return RecurrentCall(inputs, memory)
         # Only a state with a graph brings back its past: of one that was detached nobody wants it.
-        goes_on = any(h.grad_fn is not None for h in (given if isinstance(given, tuple | list) else [given]))
+        states: Any = given if isinstance(given, tuple | list) else [given]
+        goes_on = any(state.grad_fn is not None for state in states)
         own, starts = (value if goes_on else map_tensors(Tensor.detach, value) for value in (past.own, past.ends))
         resumed = Inputs((args[0], own), kwargs) if len(args) > 1 else Inputs(args, {**kwargs, "hx": own})
         return RecurrentCall(resumed, memory, starts)

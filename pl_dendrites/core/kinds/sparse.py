@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pl_dendrites.core.kinds.bags import weighted_sums
 from pl_dendrites.core.kinds.base import Inputs, LayerKind, plain_kind, weight_of
 from pl_dendrites.core.kinds.linear_conv import LinearConv, like, pick, run_like
 
@@ -46,10 +46,8 @@ class SparseLinear(nn.Module):
         Returns:
             Shape ``(*, N)``.
         """
-        # A bag is a weighted sum of rows: here the rows are inputs, with a column for each sample.
-        bags = F.embedding_bag(
-            self.inputs, x.reshape(-1, x.shape[-1]).T, mode="sum", per_sample_weights=self.weight.to(x.dtype)
-        )
+        # Rows are inputs, with a column for each sample.
+        bags = weighted_sums(x.reshape(-1, x.shape[-1]).T, self.weight.to(x.dtype), self.inputs)
         return (bags.T + self.bias.to(x.dtype)).view(*x.shape[:-1], len(self.bias))
 
 
