@@ -40,7 +40,8 @@ def weighted_sums(table: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """
     if is_transformed():  # which know no bags
         return (table[rows] * weight.unsqueeze(-1)).sum(1)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    if torch.is_grad_enabled() and not traced:
         sums: Tensor = _Sums.apply(table, weight, rows)  # type: ignore[no-untyped-call]
         return sums
     return _sums(table, weight, rows)
