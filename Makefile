@@ -11,12 +11,13 @@ TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
 
-.PHONY: help demo test test-slow test-faults test-gpu test-browser lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser lint docs clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo         train the example on handwritten digits"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests, in a few minutes"
+	@echo "make test-all     run them and then the long ones: everything but the slow tests"
 	@echo "make test-slow    run the slow tests only"
 	@echo "make test-faults  kill training 50 times and resume it"
 	@echo "make test-gpu     run the tests that need a GPU"
@@ -30,7 +31,10 @@ demo: $(DEMO_STAMP)
 	$(RUN) examples/digits.py
 
 test: $(TEST_STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: test
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "long and not slow"
 
 test-slow: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow --timeout 1800

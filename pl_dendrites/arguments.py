@@ -63,6 +63,7 @@ class Settings:
         max_dendrites: most dendrites per neuron.
         correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
         restart: whether each base phase starts with optimizers and schedulers as they were when the fit began.
+        schedule_epochs: over which a schedule goes: those of a base phase, if they are known and each starts anew.
         dirpath: where to write ``best.ckpt``.
         verbose: whether to say on the console what happens.
 
@@ -99,6 +100,7 @@ class Settings:
         self.shown = {name: given[name] for name in sorted(changed.union(_SHOWN))}
         self.max_dendrites: int = given["max_dendrites"]
         self.correlation_min_delta: float = given["correlation_min_delta"]
+        self.schedule_epochs: int | None = given["base_epochs"] if given["restart"] else None
         self.restart, self.verbose, self.dirpath = given["restart"], given["verbose"], given["dirpath"]
 
 

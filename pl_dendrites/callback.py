@@ -20,6 +20,7 @@ from pl_dendrites.fit import Fit
 from pl_dendrites.report import write_report
 from pl_dendrites.reporting.tables import summary_table
 from pl_dendrites.saved.folder import weights_to_fit
+from pl_dendrites.training.configuring import Configuring
 from pl_dendrites.training.fsdp import Shards
 from pl_dendrites.training.refusals import refuse_optimizers, refuse_unsupported
 
@@ -60,7 +61,8 @@ class DendriteCallback(pl.Callback):
         min_delta: smallest change of the score that counts as improvement.
         min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
             (``"rel"``).
-        base_epochs: fixed length of a base phase in epochs, instead of ``patience``.
+        base_epochs: fixed length of a base phase in epochs, instead of ``patience``; a base phase in which nothing was
+            measured yet, for validations are rarer, waits for a score.
         correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose by
             ``correlation_min_delta``.
         correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
@@ -68,8 +70,8 @@ class DendriteCallback(pl.Callback):
         skip_validation: do not validate in correlation phases, in which the network stands still and its scores with
             it. What other callbacks do when a validation ends, saving checkpoints above all, is skipped too.
         max_tries: new sets tried after one that did not help, before training stops.
-        stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: since its best score the
-            training loss fell by more than a third. The reason of the phase says so in any case.
+        stop_on_overfit: end training, rather than try dendrites, where a base phase overfits: more than a third of all
+            that the training loss fell in it came after its best score. The reason of the phase says so in any case.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
         restart: start each base phase with optimizers and schedulers as they were when the fit began.
         dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network
@@ -136,6 +138,7 @@ class DendriteCallback(pl.Callback):
         self._settings = Settings(arguments, DendriteCallback)
         self.monitor, self.mode = self._settings.monitor, self._settings.mode
         self._stage, self._shards = "", Shards(weights_to_fit)
+        self._configuring: Configuring | None = None
         self._fit = Fit(self._settings, self._shards)
 
     # -- what is read off it ------------------------------------------------------------------------------------------
@@ -202,10 +205,12 @@ class DendriteCallback(pl.Callback):
         if self._stage == "fit":
             self._fit = Fit(self._settings, self._shards)
             refuse_unsupported(trainer, self.monitor, grows_on_load)
+            self._configuring = Configuring(trainer, pl_module, self._settings.schedule_epochs)
         self._shards.begin(trainer, pl_module, self._fit.attach if self._stage == "fit" else None)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Attach the dendrites."""
+        self._end_configuring()
         refuse_optimizers(trainer)
         self._fit.begin(trainer, pl_module)
 
@@ -219,13 +224,20 @@ class DendriteCallback(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Undo whatever is still in place."""
+        self._end_configuring()
         self._fit.let_go()
         self._shards.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
+        self._end_configuring()
         self._shards.end()
         self._fit.interrupt(trainer, pl_module, exception)
+
+    def _end_configuring(self) -> None:
+        if self._configuring is not None:
+            self._configuring.release()
+            self._configuring = None
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -249,9 +261,15 @@ class DendriteCallback(pl.Callback):
         """Step the candidates whenever the model's optimizer would have stepped."""
         self._fit.end_batch(trainer, outputs)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have the network validated that stands still in a correlation phase."""
+        self._fit.begin_validation()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and trainer.sanity_checking:
+            self._fit.end_check(trainer)
+        elif trainer.state.fn == "fit":
             self._fit.end_validation(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -16,15 +16,17 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.records import by_reason, phase_record, why_none
-from pl_dendrites.saved.best import BestModel, model_weights
+from pl_dendrites.saved.best import BestModel, has_weights, model_weights
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.folder import SHARDED_KEY
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.correlation_phase import CorrelationPhase
 from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
+from pl_dendrites.training.groups import begin_remembering
 from pl_dendrites.training.processes import Processes
+from pl_dendrites.training.refusals import refuse_homeless
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import bar_aside, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
 
 __all__ = ["Fit"]
 
@@ -64,6 +66,7 @@ class Fit:
         self._uses: UsedLayers | None = None
         self._told: set[str] = set()  # layers that a user knows to be left alone
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
+        self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
 
     # -- it begins and ends -------------------------------------------------------------------------------------------
@@ -74,6 +77,7 @@ class Fit:
         self.attach(trainer, module)
         self._tell_skipped(trainer)
         self._initial = optimizers.OptimizerSettings(trainer)
+        self._initial.complete()
         if self._resumed is not None:
             self.machine.load_state_dict(self._resumed.machine)
             self._seed = self._resumed.seed
@@ -89,10 +93,13 @@ class Fit:
         settings = self._settings
         network = self.network = DendriticNetwork(module, settings.targets, settings.exclude)
         network.set_next(**settings.next)
+        if settings.targets is None:
+            optimizers.leave_unheld_alone(trainer.optimizers, network)
+        refuse_homeless(trainer.optimizers, network)
         self._uses = network.watch_use()
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), network.trained_parameters())
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), optimizers.trained(network))
         self.machine = PhaseMachine(**settings.machine, dendrites=network.num_dendrites)
         self._shards.begin_training(network)
         return network
@@ -115,6 +122,8 @@ class Fit:
         self._finish(trainer, module, self.machine.stop_reason or "training ended")
         if self._network.num_dendrites == 0 and self._settings.max_dendrites > 0:
             rank_zero_warn(f"DendriteCallback: the model has no dendrites. {why_none(self.history)}")
+        if self._counted >= 0:
+            self._score.refuse_silence(trainer)
 
     def interrupt(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
@@ -125,7 +134,7 @@ class Fit:
             checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
             self.save_beside(trainer, module, checkpoint)
             checkpoint["state_dict"] = model_weights(module)
-            self._interrupted = (self.state(), checkpoint)
+            self._interrupted = (self.state(together=False), checkpoint)
         reason = self.machine.stop_reason or f"interrupted by {type(exception).__name__}"
         self._finish(trainer, module, reason, restore=alone)
 
@@ -134,13 +143,15 @@ class Fit:
         if self._correlation is not None:
             self._correlation.end()
             self._correlation = None
+        if self._late is not None:
+            self._late.release()
 
     def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, reason: str, restore: bool = True) -> None:
         self._record(trainer, reason)
         self.let_go()
         if restore:
             with changing(trainer, self._network):
-                self.best.restore(module)
+                self._restore_best(trainer, module)
         self.machine.wind_up()
         self._shows.end_fit(trainer, self.machine, self._network)
         self._training = False
@@ -151,13 +162,13 @@ class Fit:
         """Carry out what was decided."""
         pending = self.machine.pending
         if pending is not None and pending.kind == "correlate":
-            self._begin_correlation(trainer, module, pending)
+            self._begin_correlation(trainer, module, pending, whole_epoch=batch_idx == 0)
         elif pending is not None and pending.kind == "prune":
-            self._keep_strongest(trainer, pending)
+            self._keep_strongest(trainer, pending, whole_epoch=batch_idx == 0)
         elif pending is not None:
             self._begin_base(trainer, module, pending)
-        elif self.machine.phase == "correlation" and batch_idx == 0:
-            self._network.reset_correlations()
+        elif self._correlation is not None and batch_idx == 0:
+            self._correlation.begin_epoch()
         if self._correlation is not None:
             self._correlation.begin_batch()
 
@@ -187,8 +198,21 @@ class Fit:
         if self._uses is not None:
             self._uses.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
+    def begin_validation(self) -> None:
+        """Have the network validated that stands still."""
+        if self._correlation is not None:
+            self._correlation.begin_validation()
+
+    def end_check(self, trainer: pl.Trainer) -> None:
+        """A validation ended, be it the one before training: it may be what logs the metric."""
+        if self._score.after_check(trainer):
+            self.machine.forget_scores()
+
     def end_validation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
+        if self._correlation is not None:
+            self._correlation.end_validation()
+        self.end_check(trainer)
         self._step(trainer, module, self._score.after_validation(trainer, self._batches))
 
     def end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -196,17 +220,24 @@ class Fit:
         if self._batches == self._counted:
             return  # a checkpoint from a validation makes Lightning end that epoch again
         self._counted = self._batches
+        if self._score.may_come(trainer):
+            self._late = after_epoch_of(module, lambda: self._count_epoch(trainer, module))
+        else:
+            self._count_epoch(trainer, module)
+
+    def _count_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._step(trainer, module, self._score.after_epoch(trainer, self._batches))
         running = self._correlation
-        rose = running is not None and running.rose(self._settings.correlation_min_delta)
         loss = Processes(trainer).mean(self._loss.take())
-        self._act_on(trainer, module, self.machine.end_epoch(rose, loss))
+        if running is None or running.whole_epoch:  # a part of an epoch is none: its few samples correlate by chance
+            rose = running is not None and running.rose(self._settings.correlation_min_delta)
+            self._act_on(trainer, module, self.machine.end_epoch(rose, loss, self._score.settled))
         rate = None if running is None else running.learning_rate
         self._shows.end_epoch(trainer, self.machine, self._network, rate)
 
     def _step(self, trainer: pl.Trainer, module: pl.LightningModule, score: float | None) -> None:
         if score is not None:
-            self._act_on(trainer, module, self.machine.step(score))
+            self._act_on(trainer, module, self.machine.step(score, self._score.settled))
 
     def _act_on(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
@@ -221,25 +252,36 @@ class Fit:
 
     # -- phases -------------------------------------------------------------------------------------------------------
 
-    def _begin_correlation(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
+    def _begin_correlation(
+        self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision, whole_epoch: bool
+    ) -> None:
         self._record(trainer, decision.reason)
         with changing(trainer, self._network):
-            self.best.restore(module)
+            self._restore_best(trainer, module)
         self._commit()
-        self._start_candidates(trainer)
+        self._start_candidates(trainer, whole_epoch=whole_epoch)
         pool = self._settings.phase["pool"]
         self._say(
             trainer,
             f"correlation phase of cycle {self.machine.cycle}, candidates per neuron {pool}: {decision.reason}",
         )
 
-    def _start_candidates(self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None) -> None:
-        seed = self._seed + self.machine.cycle
-        self._correlation = CorrelationPhase(trainer, self._network, seed=seed, resumed=resumed, **self._settings.phase)
+    def _start_candidates(
+        self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None, whole_epoch: bool = True
+    ) -> None:
+        self._correlation = CorrelationPhase(
+            trainer,
+            self._network,
+            seed=self._seed + self.machine.cycle,
+            resumed=resumed,
+            whole_epoch=whole_epoch,
+            values=self.best.weights,
+            **self._settings.phase,
+        )
 
-    def _keep_strongest(self, trainer: pl.Trainer, decision: Decision) -> None:
+    def _keep_strongest(self, trainer: pl.Trainer, decision: Decision, whole_epoch: bool) -> None:
         assert self._correlation is not None
-        self._correlation.keep_strongest()
+        self._correlation.keep_strongest(whole_epoch)
         self.machine.commit()
         fan_in = self._settings.next["fan_in"]
         self._say(trainer, f"candidates keep their strongest inputs, fan_in={fan_in}: {decision.reason}")
@@ -253,7 +295,7 @@ class Fit:
                 network.integrate()
             else:
                 unwrap(trainer)
-                self.best.restore(module)
+                self._restore_best(trainer, module)
                 used = self._layers_to_grow(trainer)
                 network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
@@ -266,6 +308,9 @@ class Fit:
             self._initial.restore()
         else:
             optimizers.drop_spoilt_state(trainer.optimizers)
+            if self._initial is not None:
+                self._initial.complete()
+            begin_remembering(trainer.optimizers)
         self._say(
             trainer,
             f"base phase of cycle {self.machine.cycle}, dendrites per neuron {network.num_dendrites}:"
@@ -299,6 +344,15 @@ class Fit:
     def _used(self) -> UsedLayers | None:
         # Where a correlation phase would tell, that does.
         return self._uses if self._settings.by_gradient else None
+
+    def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.best.weights is None:
+            return
+        self.best.restore(module)
+        # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
+        for parameter in module.parameters():
+            parameter.grad = None
+        optimizers.forget_weights(trainer.optimizers)
 
     def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
         names = self._network.can_grow()
@@ -343,14 +397,20 @@ class Fit:
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, as tensors and plain values."""
-        if self._interrupted is not None:
-            return dict(self._interrupted[0])
+    def state(self, together: bool = True) -> dict[str, Any]:
+        """Everything that a resumed run needs, as tensors and plain values.
+
+        Args:
+            together: whether all processes call this.
+        """
+        interrupted = self._still_interrupted()
+        if interrupted is not None:
+            return dict(interrupted[0])
         if not self._has_state:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
-        saved, used = (None, []) if self._resumed is None else (self._resumed.correlation, self._resumed.used)
+        resumed = self._resumed
+        saved, used = (None, []) if resumed is None else (resumed.correlation, resumed.used)
         return FitState(
             machine=self.machine.state_dict(),
             history=[dict(record) for record in self.history],
@@ -361,8 +421,10 @@ class Fit:
             loss=self._loss.state_dict(),
             batches=self._batches,
             counted=self._counted,
-            correlation=saved if self._correlation is None else self._correlation.state_dict(),
+            correlation=saved if self._correlation is None else self._correlation.state_dict(together),
             used=used if self._used is None else sorted(self._used.names),
+            monitor=self._settings.monitor if resumed is None else resumed.monitor,
+            mode=self._settings.mode if resumed is None else resumed.mode,
         ).to_dict()
 
     def resume(self, saved: Mapping[str, Any]) -> None:
@@ -372,9 +434,10 @@ class Fit:
             saved: from :meth:`state`.
 
         Raises:
-            ValueError: if it cannot be that. Everything is then as it was.
+            ValueError: if it cannot be that, or is that of a fit by another metric. Everything is then as it was.
         """
         state = FitState.from_dict(saved)
+        self._refuse_other_metric(state)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
@@ -387,13 +450,24 @@ class Fit:
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
 
+    def _refuse_other_metric(self, state: FitState) -> None:
+        saved, own = state.metric, (self._settings.monitor, self._settings.mode)
+        if saved not in (None, own):
+            of, here = (f"monitor={monitor!r}, mode={mode!r}" for monitor, mode in (saved, own))
+            raise ValueError(
+                f"its scores are those of {of}, and this callback has {here}: they cannot be compared. Go on with"
+                " those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without"
+                " `ckpt_path`."
+            )
+
     def save_beside(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put into a checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
 
         Optimizer state is saved by position; the names say what each position was.
         """
-        if self._interrupted is not None:
-            checkpoint.update(self._interrupted[1])
+        interrupted = self._still_interrupted()
+        if interrupted is not None:
+            checkpoint.update(interrupted[1])
             return
         if not self._has_state:
             return
@@ -403,6 +477,15 @@ class Fit:
             checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
         checkpoint[_NAMES_KEY] = saved_parameter_names(trainer.optimizers, module)
         checkpoint[SHARDED_KEY] = is_sharded(module)
+
+    def _still_interrupted(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        # Who catches the exception and trains the model on, or sets its weights, means that model when saving. During
+        # `interrupt` itself the state is that of the exception, whatever the weights.
+        if self._interrupted is not None and not self._training:
+            left = self.best.weights or self._interrupted[1]["state_dict"]
+            if not has_weights(self._network.model, left):
+                self._interrupted = None
+        return self._interrupted
 
     def load_beside(self, checkpoint: Mapping[str, Any]) -> None:
         """Read the names that :meth:`save_beside` wrote."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
 import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,32 +26,46 @@ def run(path: Path, *arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(300)
-def test_digits_grows_and_shows_its_controls(tmp_path: Path) -> None:
-    shown = run(Path("digits.py"), "--report", "page.html", cwd=tmp_path)
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports an example into this process: in another one, importing takes longer than tiny fits."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # what an example seeds is no other test's
+    return importlib.import_module
+
+
+def assert_has_controls(shown: str, page: Path) -> dict[str, str]:
+    """What the example with digits shows; returns the accuracies by name."""
     assert re.search(r"\n +1 +1 .* yes ", shown), "no set was accepted"
     rows = dict(re.findall(r"(\d+ hidden neurons, (?:with dendrites|plain)) +test accuracy ([\d.]+)", shown))
     assert len(rows) == 3
-    assert all(f"{name}</th>" in (tmp_path / "page.html").read_text() for name in [*rows][1:])
+    assert all(f"{name}</th>" in page.read_text() for name in [*rows][1:])
+    return rows
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_digits_grows_and_shows_its_controls(tmp_path: Path) -> None:
+    rows = assert_has_controls(run(Path("digits.py"), "--report", "page.html", cwd=tmp_path), tmp_path / "page.html")
     assert float(rows["8 hidden neurons, with dendrites"]) > float(rows["8 hidden neurons, plain"])
 
 
-# Every config in one process, for importing takes longer than the fits.
-EACH_CONFIG = """
-import sys
-import cli
+def test_digits_shows_its_controls_however_short_its_phases(
+    here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = here("digits")
 
-examples, *settings = sys.argv[1:]
-for name, *more in (["diabetes"], ["characters"], ["letters", "--data.data_dir=."], ["letters"]):
-    arguments = ["fit", "--config", f"{examples}/configs/{name}.yaml", *settings, *more]
-    try:
-        trainer = cli.main(arguments).trainer
-    except FileNotFoundError as error:
-        print(error)
-    else:
-        phases = [record["phase"] for record in trainer.callbacks[0].history]
-        print(name, *phases, *sorted(trainer.callback_metrics))
-"""
+    def short(*args: Any, max_dendrites: int, **kwargs: Any) -> Any:
+        of_phases = {"base_epochs": 1 if max_dendrites else None, "max_correlation_epochs": 1}
+        return callback(*args, max_dendrites=min(max_dendrites, 1), **{**kwargs, **of_phases})
+
+    callback = digits.DendriteCallback
+    monkeypatch.setattr(digits, "DendriteCallback", short)
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--report", "page.html"])
+    digits.main()
+    assert_has_controls(capsys.readouterr().out, Path("page.html"))
+
+
 TINY = [
     "--trainer.enable_progress_bar=false",
     "--trainer.limit_train_batches=3",
@@ -57,21 +74,25 @@ TINY = [
 
 
 @pytest.mark.timeout(300)
-def test_each_config_of_the_command_line_example(tmp_path: Path) -> None:
+def test_each_config_of_the_command_line_example(here: Any, tmp_path: Path) -> None:
     rng = random.Random(0)
     with gzip.open(tmp_path / "letter-recognition.csv.gz", "wt") as file:
         file.write("letter," + ",".join(f"x{i}" for i in range(16)) + "\n")
         for row in range(20_000):
             file.write(f"{chr(ord('A') + row % 26)},{','.join(str(rng.randrange(16)) for _ in range(16))}\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(EXAMPLES.parent)])}
-    command = [sys.executable, "-c", EACH_CONFIG, str(EXAMPLES), *TINY]
-    done = subprocess.run(
-        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
+
+    def fit(name: str, *more: str) -> tuple[list[str], set[str]]:
+        arguments = ["fit", "--config", str(EXAMPLES / "configs" / f"{name}.yaml"), *TINY, *more]
+        trainer = here("cli").main(arguments).trainer
+        return [record["phase"] for record in trainer.callbacks[0].history], set(trainer.callback_metrics)
+
     for name, metric in (("diabetes", "absolute_error"), ("characters", "accuracy"), ("letters", "accuracy")):
-        assert f"\n{name} base correlation base test_{metric} test_loss" in done.stdout
-    assert "there is no 'data/letter-recognition.csv.gz': name the directory it is in with --data" in done.stdout
+        phases, metrics = fit(name, *(["--data.data_dir=."] if name == "letters" else []))
+        assert phases == ["base", "correlation", "base"]
+        assert metrics >= {f"test_{metric}", "test_loss"}
+    nowhere = "there is no 'data/letter-recognition.csv.gz': name the directory it is in with --data"
+    with pytest.raises(FileNotFoundError, match=re.escape(nowhere)):
+        fit("letters")
 
 
 @pytest.mark.timeout(300)

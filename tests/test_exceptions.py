@@ -150,10 +150,11 @@ class SaveFirst(L.Callback):
         trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("saved_by", ["ModelCheckpoint", "a callback before"])
 @pytest.mark.parametrize("settings", [{}, {"min_delta": 10.0, "restart": False}], ids=["helps", "does not help"])
 def test_resumed_after_an_exception_ends_with_the_same_bits(
-    saved_by: str, settings: dict[str, Any], tmp_path: Path
+    saved_by: str, settings: dict[str, Any], every: int, tmp_path: Path
 ) -> None:
     """ModelCheckpoint always comes after: Lightning moves it to the end of the list, wherever the user put it."""
 
@@ -178,7 +179,7 @@ def test_resumed_after_an_exception_ends_with_the_same_bits(
         "backward": (2, 3, 7),  # correlation phases: in a base phase a forward pass has moved BatchNorm's buffers
         "validation_step": (1, 3, 4),
     }.items():
-        for epoch in epochs:
+        for epoch in epochs[::every]:
             with pytest.raises(Boom):
                 fit(Fuse(place, epoch))
             torch.load(path, weights_only=True)
@@ -241,3 +242,46 @@ def test_candidates_that_get_no_optimizer_leave_nothing_frozen_and_a_resume_star
     again, resumed = quick(), classifier()
     train(resumed, again, ckpt_path=path)
     assert [(r["phase"], r["epochs"]) for r in again.history] == [(r["phase"], r["epochs"]) for r in whole.history]
+
+
+# -- the state of the exception lapses ----------------------------------------------------------------------------
+
+
+def by_hand(model: Failing) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = loaders()[0].dataset.tensors
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def set_a_weight(model: Failing) -> None:
+    nn.init.zeros_(model.net[0].weight)
+
+
+def set_a_buffer(model: Failing) -> None:
+    model.net[1].running_mean += 1
+
+
+@pytest.mark.parametrize("change", [by_hand, set_a_weight, set_a_buffer])
+@pytest.mark.parametrize("epoch", [0, 3, 5], ids=["before any score", "correlation", "base on trial"])
+def test_what_is_saved_after_the_model_went_on_is_the_model(epoch: int, change: Any, tmp_path: Path) -> None:
+    model, data = failing(Fuse("training_step", epoch, 1))
+    dendrites = quick()
+    trainer = L.Trainer(max_epochs=EPOCHS, callbacks=[dendrites], **QUIET)
+    with pytest.raises(Boom):
+        trainer.fit(model, *data)
+    trainer.validate(model, data[1], verbose=False)
+    trainer.save_checkpoint(tmp_path / "exception.ckpt")
+    at_exception = torch.load(tmp_path / "exception.ckpt", weights_only=True)
+    assert at_exception["callbacks"][dendrites.state_key]["machine"]["phase"] == PHASE_AT[epoch]
+    change(model)
+    trainer.save_checkpoint(tmp_path / "changed.ckpt")
+    changed = torch.load(tmp_path / "changed.ckpt", weights_only=True)
+    assert same_bits(changed["state_dict"], bits(model))
+    assert changed["callbacks"][dendrites.state_key]["machine"]["phase"] == "base"
+    again = quick()
+    train(failing(Fuse())[0], again, ckpt_path=tmp_path / "changed.ckpt")
+    assert again.stop_reason
+
+
+PHASE_AT = {0: "base", 3: "correlation", 5: "base"}

@@ -168,12 +168,13 @@ def test_a_signal_leaves_the_best_model_and_a_checkpoint_that_goes_on(number: in
             (tmp_path / "signal.ckpt").unlink()
 
 
-def test_killed_runs_go_on_as_if_nothing_had_happened() -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_killed_runs_go_on_as_if_nothing_had_happened(kills: int) -> None:
     """A few kills; `make test-faults` has fifty. In a process of its own, which forks: this one may have threads."""
-    command = [sys.executable, "-m", "tests.faults.kill", "--kills", "3"]
+    command = [sys.executable, "-m", "tests.faults.kill", "--kills", str(kills)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("3 of 3 ended with the uninterrupted run's result.\n")
+    assert done.stdout.endswith(f"{kills} of {kills} ended with the uninterrupted run's result.\n")
 
 
 # -- a full disk --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from pl_dendrites import DendriteCallback
 from pl_dendrites.report import main, read_history, write_report
-from tests.models import bits, classifier, quick, same_bits, train
+from tests.models import Classifier, bits, classifier, quick, same_bits, train
 
 VOID = {"meta", "img", "source", "link", "br"}
 UNTIL_ONE_FAILS: dict[str, Any] = {"max_dendrites": 9, "max_tries": 0}
@@ -324,3 +324,74 @@ def test_without_matplotlib_it_says_what_to_install(run: dict[str, Any], monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "pl-dendrites\[figures\]"'):
         run["dendrites"].report("report.html")
+
+
+# -- what sparse dendrites and those of some neurons cost ---------------------------------------------------------
+
+
+class Wide(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 12), torch.nn.Tanh(), torch.nn.Linear(12, 2))
+
+
+def products(module: torch.nn.Module) -> int:
+    """Multiplications of one sample, counted by running it."""
+    counted = 0
+
+    def count_them(layer: torch.nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        nonlocal counted
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.ndim == 2:
+            counted += weight.numel()
+
+    hooks = [m.register_forward_hook(count_them) for m in module.modules()]
+    module(torch.randn(1, 4))
+    for hook in hooks:
+        hook.remove()
+    return counted
+
+
+@pytest.mark.parametrize("settings", [{"fan_in": 2}, {"share": 0.25}, {"fan_in": 0.5, "share": 0.5}, {}], ids=str)
+def test_costs_are_those_of_what_was_grown(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model, dendrites = Wide(), quick(max_dendrites=1, max_correlation_epochs=4, candidates=3, **settings)
+    model.optimizers_of = lambda model: torch.optim.Adam(model.parameters(), lr=0.003)
+    plain = products(model.net)
+    train(model, dendrites)
+    assert dendrites.num_dendrites == 1
+    grown = products(model.net) / plain
+    assert grown == 2 if not settings else 1 < grown < 1.7
+    dendrites.report("cost.html")
+    _, _, inference, base, correlation = Page(Path("cost.html")).tables["Cost"]
+    assert inference[1:] == ["1.00", f"{grown:.2f}"]
+    assert base[1:] == ["1.00", f"{(2 + grown) / 3:.2f}"]
+    phase = dendrites.history[1]
+    # Candidates of all neurons learn, with all inputs in the first two of the four epochs if they are to be sparse.
+    fan_in = {2: 2 * 14, 0.5: 2 * 12 + 6 * 2}.get(settings.get("fan_in"), plain)
+    pool = 3 * (plain + fan_in) / 2 / plain
+    assert phase["step_cost"] == pytest.approx((2 + 2 * pool) / 3)
+    assert correlation[1:] == [f"{(2 + 2 * pool) / 3:.2f}", f"{(1 + grown + 2 * pool) / 3:.2f}"]
+    spent = 4 * phase["step_cost"] + 2 + 2 * (2 + grown) / 3
+    assert f"cost what {spent:.0f} epochs of the plain layers do" in Page(Path("cost.html")).of("p")[-1]
+
+
+# -- a fit that ended in a correlation phase ----------------------------------------------------------------------
+
+
+def test_a_fit_that_goes_on_counts_no_set_twice_and_none_that_never_was(tmp_path: Path) -> None:
+    for epochs, tried in ((3, 0), (6, 1)):  # ends in the first correlation phase, and in the first base phase after
+        dendrites = quick(max_tries=0)
+        train(classifier(), dendrites, max_epochs=epochs).save_checkpoint(tmp_path / "a.ckpt")
+        accepted = [record["accepted"] for record in dendrites.history]
+        assert accepted == ([None, None] if epochs == 3 else [None, None, True])
+        again, model = quick(max_tries=0), classifier()
+        train(model, again, ckpt_path=tmp_path / "a.ckpt", max_epochs=epochs + 2)
+        assert [record["accepted"] for record in again.history] == [*accepted, None]
+        again.report(tmp_path / "a.md")
+        sets = "No dendrites were added" if not tried else "with 1 dendrite per neuron"
+        assert sets in (tmp_path / "a.md").read_text()
+        assert f"{tried} of {tried}" in (tmp_path / "a.md").read_text()

@@ -316,7 +316,8 @@ def launch(
 
     What comes is a function that waits for both at most so many seconds: exit status and what was written to stderr.
     """
-    port, processes, errors = str(_free_port()), [], [folder / f"stderr {rank}" for rank in range(2)]
+    port, port_of_a_fork = str(_free_port()), str(_free_port())
+    processes, errors = [], [folder / f"stderr {rank}" for rank in range(2)]
 
     def wait(seconds: float) -> list[tuple[int, str]]:
         end = time.monotonic() + seconds
@@ -330,6 +331,7 @@ def launch(
                 **{key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"},  # of another test
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
+                "PORT_OF_A_FORK": port_of_a_fork,
                 "WORLD_SIZE": "2",
                 "NODE_RANK": str(rank if ACCELERATOR == "gpu" else 0),
                 "LOCAL_RANK": str(0 if ACCELERATOR == "gpu" else rank),
@@ -392,20 +394,35 @@ class Death(L.Callback):
             raise RuntimeError("boom")
 
 
+def die_in_a_fork(folder: Path, rank: int, death: str) -> None:
+    """Save how a process ended, and what it wrote to stderr: this one, forked, for importing takes longer than a run.
+
+    It meets the other one at a port of its own, where nothing of it is left in the way of what this one does next.
+    """
+    path, child = folder / f"stderr of {death} {rank}", os.fork()
+    if child == 0:
+        signal.alarm(90)  # whatever happens, it ends
+        os.environ["MASTER_PORT"] = os.environ["PORT_OF_A_FORK"]
+        with path.open("w") as file:
+            os.dup2(file.fileno(), sys.stderr.fileno())
+        fit(SETTINGS["automatic"], rank, folder / death, death=death)
+        sys.exit("it is still alive")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    torch.save((status, path.read_text()), folder / f"{death} {rank}.pt")
+
+
 def main(folder: Path, names: list[str]) -> None:
-    """One process of two: run settings one after another and save what came out; the last may be a death."""
+    """One process of two: run settings one after another, save what came out, and die: a fork has done it before."""
     rank = int(os.environ["PART"])
     if ACCELERATOR == "cpu":
         nn.SyncBatchNorm.forward = _synchronised
         DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
-    if names[0] not in DEATHS:
-        try:
-            fit(Setting(missing=1), rank, folder / "missing")
-        except MisconfigurationException as error:
-            (folder / f"missing {rank}.txt").write_text(str(error))
+    die_in_a_fork(folder, rank, "is killed")
+    try:
+        fit(Setting(missing=1), rank, folder / "missing")
+    except MisconfigurationException as error:
+        (folder / f"missing {rank}.txt").write_text(str(error))
     for name in names:
-        if name in DEATHS:
-            fit(SETTINGS["automatic"], rank, folder / name, death=name)
         setting = SETTINGS[name]
         results = {"whole": fit(setting, rank, folder / name)}
         for epoch in setting.resumed:
@@ -414,7 +431,11 @@ def main(folder: Path, names: list[str]) -> None:
         for epoch in setting.resumed_from_one:
             path = folder / "one" / name / f"epoch={epoch}.ckpt"
             results[f"from one's {epoch}"] = fit(setting, rank, folder / f"{name} from one's {epoch}", ckpt_path=path)
+        for key, run in results.items():
+            if rank != 0 or key != "whole":
+                del run["trail"]  # thousands of tensors; of other runs than this one the digests will do
         torch.save(results, folder / f"{name} {rank}.pt")
+    fit(SETTINGS["automatic"], rank, folder / "raises", death="raises")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The core: dendrites for any PyTorch model, without Lightning.
 
-``network`` is what one works with: attach dendrites to a model, grow them, detach them. ``targets`` says which layers
-can have them, ``structure`` reads off a state_dict which ones a model must have, ``phases`` decides when to grow, and
-``cost`` what growth costs. Below are three rooms, each with a page of its own: ``growth`` (what hangs on a layer),
-``rule`` (what candidates learn) and ``kinds`` (a kind of layer each). ``tensors``, ``activations``, ``keys``
+``attach`` gives dendrites to a model and takes them away, ``network`` is what one then works with. ``targets`` says
+which layers can have them, ``structure`` reads off a state_dict which ones a model must have, ``phases`` decides when
+to grow, and ``cost`` what growth costs. Below are three rooms, each with a page of its own: ``growth`` (what hangs on a
+layer), ``rule`` (what candidates learn) and ``kinds`` (a kind of layer each). ``tensors``, ``activations``, ``keys``
 and ``checks`` are leaves, which all may use.
 
 It imports torch and the standard library alone, and nothing from the rest of the package. Imports run one way: the
@@ -11,9 +11,10 @@ files of this folder, then ``growth``, then ``rule``, then ``kinds``, then the l
 """
 
 from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.attach import attach, detach, restore_structure
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
-from pl_dendrites.core.network import DendriticNetwork, attach, detach, restore_structure
+from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.structure import grow_on_load

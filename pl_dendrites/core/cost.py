@@ -6,7 +6,15 @@ from torch import nn
 
 from pl_dendrites.core.kinds import LayerKind
 
-__all__ = ["base_step_cost", "correlation_step_cost", "inference_cost", "parameter_count", "set_parameters"]
+__all__ = [
+    "base_step_cost",
+    "correlation_step_cost",
+    "inference_cost",
+    "parameter_count",
+    "pool_weights",
+    "product_weights",
+    "set_parameters",
+]
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -36,23 +44,54 @@ def set_parameters(kind: LayerKind, layer: nn.Module, below: int = 0) -> int:
     return kind.cost(layer) + (kind.neurons or 0) * (below + 1)
 
 
-def inference_cost(dendrites: int) -> float:
-    """A forward pass through a layer with dense dendrites, by its matrix products: 1 is the plain layer's.
+def product_weights(module: nn.Module) -> int:
+    """Weights that a module multiplies its input with at each position; of dendrites that hang in it, none.
+
+    A node that sees a few inputs has as many weights, and a set for some of the neurons has nodes for these alone.
+
+    Example:
+        >>> product_weights(nn.Linear(5, 3)), product_weights(nn.Conv2d(4, 8, 3, groups=2))
+        (15, 144)
+    """
+    own = (p for name, p in module.named_parameters() if "dendrites" not in name.split("."))
+    return sum(parameter.numel() for parameter in own if parameter.ndim > 1)
+
+
+def pool_weights(kind: LayerKind, layer: nn.Module, pool: int) -> int:
+    """The same of candidates that see all their inputs.
 
     Args:
-        dendrites: per neuron.
+        kind: the view that dendrites have of the layer.
+        layer: the layer.
+        pool: candidates per neuron.
+
+    Example:
+        >>> from pl_dendrites.core.kinds import kind_of
+        >>> layer = nn.Linear(5, 3)
+        >>> pool_weights(kind_of(layer), layer, pool=4)
+        60
+    """
+    entries = kind.template(layer, pool).values()
+    return sum(entry.numel() for entry in entries if entry.is_floating_point() and entry.ndim > 1)
+
+
+def inference_cost(dendrites: float) -> float:
+    """A forward pass through layers with dendrites, by their matrix products: 1 is that of the plain layers.
+
+    Args:
+        dendrites: dense ones per neuron, or the weights that dendrites have for each that the layers have.
     """
     return 1.0 + dendrites
 
 
-def base_step_cost(dendrites: int, live: bool) -> float:
-    """A step of a base phase, by the matrix products of a layer with dense dendrites: 1 is the plain layer's step.
+def base_step_cost(dendrites: float, live: bool) -> float:
+    """A step of a base phase, by the matrix products of layers with dendrites: 1 is the plain layers' step.
 
     A plain step has three: forward, gradient of the inputs, gradient of the weights. A dendrite has the first of them;
     one that is live has all.
 
     Args:
-        dendrites: per neuron.
+        dendrites: see :func:`inference_cost`.
         live: whether they learn with the network.
 
     Example:
@@ -62,12 +101,12 @@ def base_step_cost(dendrites: int, live: bool) -> float:
     return 1.0 + dendrites if live else (3 + dendrites) / 3
 
 
-def correlation_step_cost(dendrites: int, pool: int) -> float:
+def correlation_step_cost(dendrites: float, pool: float) -> float:
     """A step of a correlation phase, in the same measure: the layer's own weights get no gradients.
 
     Args:
-        dendrites: per neuron.
-        pool: candidates per neuron, each with a forward pass and the gradient of its weights.
+        dendrites: see :func:`inference_cost`.
+        pool: the same of candidates, each with a forward pass and the gradient of its weights.
 
     Example:
         >>> correlation_step_cost(0, pool=4)

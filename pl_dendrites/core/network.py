@@ -1,8 +1,8 @@
-"""The dendrites of a whole model: attach, grow, detach, and structure before weights."""
+"""The dendrites of a whole model: how they grow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,17 +18,17 @@ from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import inputs_of
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
-from pl_dendrites.core.structure import apply_structure, grow_on_load, stop_growing_on_load
+from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.targets import Predicate, select_targets
 
-__all__ = ["DendriticNetwork", "attach", "detach", "restore_structure"]
+__all__ = ["DendriticNetwork", "hosts"]
 
 
 class DendriticNetwork:
     """A model and the dendrites of all its target layers.
 
-    Made by :func:`attach`. The model keeps its type, its attributes and its state_dict keys; each target layer gets a
-    submodule ``dendrites`` and a forward hook that adds their signal.
+    Made by :func:`~pl_dendrites.core.attach`. The model keeps its type, its attributes and its state_dict keys; each
+    target layer gets a submodule ``dendrites`` and a forward hook that adds their signal.
 
     Args:
         model: the model. Dendrites that it has already are taken over.
@@ -39,12 +39,14 @@ class DendriticNetwork:
         model: the model.
         targets: names of the layers that grow.
         skipped: name and reason of the layers left alone.
+        left_alone: those of them that :meth:`leave_alone` named.
         share: see :meth:`set_next`.
 
     Raises:
         ValueError: if no layer can have dendrites.
 
     Example:
+        >>> from pl_dendrites.core import attach
         >>> _ = torch.manual_seed(0)
         >>> network = attach(nn.Linear(2, 1))
         >>> network.start_candidates(pool=2)
@@ -72,7 +74,8 @@ class DendriticNetwork:
         selection = select_targets(model, targets, exclude)
         self.model = model
         self.skipped = selection.skipped
-        self._hosts = _hosts(model)
+        self.left_alone: set[str] = set()
+        self._hosts = hosts(model)
         self.targets = list(selection.chosen)
         for name, layer in selection.chosen.items():
             if name not in self._hosts:
@@ -122,6 +125,20 @@ class DendriticNetwork:
         """The pools in training by the layer's name; empty outside a correlation phase."""
         return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}
 
+    def leave_alone(self, names: Iterable[str], reason: str) -> None:
+        """Let some of the target layers get no more dendrites.
+
+        Args:
+            names: of target layers; at least one must be left.
+            reason: why.
+        """
+        for name in names:
+            self.targets.remove(name)
+            self.skipped[name] = reason
+            self.left_alone.add(name)
+            if not dendrites_of(self._hosts[name]).count:
+                take_off(self._hosts.pop(name))
+
     def watch_use(self) -> UsedLayers:
         """From now on note which of the target layers training uses."""
         return UsedLayers({name: self._hosts[name] for name in self.targets})
@@ -143,6 +160,7 @@ class DendriticNetwork:
         generator: torch.Generator | None = None,
         trainable: Sequence[str] | None = None,
         state: Mapping[str, Mapping[str, Tensor]] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         """Give every target layer a pool and freeze the model, remembering every ``requires_grad`` flag.
 
@@ -151,6 +169,8 @@ class DendriticNetwork:
             generator: a generator on the CPU for the initial weights; ``None``: PyTorch's default one.
             trainable: names of the parameters whose flag returns; ``None``: those that are trainable now.
             state: from :meth:`candidate_state`, to go on from.
+            values: of the model by its names, where somebody keeps them: parameters that the model moves by itself are
+                put back by :meth:`hold_still` too then.
 
         Raises:
             RuntimeError: if there are candidates already, or no forward pass has yet told any layer's neurons.
@@ -160,9 +180,9 @@ class DendriticNetwork:
             raise RuntimeError("there are candidates already: integrate or discard them first")
         if pool < 1:
             raise ValueError(f"`pool` must be at least 1, got {pool}")
-        for name, values in (state or {}).items():
-            if name in self._hosts and "reference" in values:
-                know_neurons(self._hosts[name], values["reference"].numel())
+        for name, saved in (state or {}).items():
+            if name in self._hosts and "reference" in saved:
+                know_neurons(self._hosts[name], saved["reference"].numel())
         names = self.can_grow()
         if not names and not self.targets:
             raise RuntimeError(f"no layer can have dendrites: {self.skipped}")
@@ -171,8 +191,10 @@ class DendriticNetwork:
         for name in names:
             layer = self._hosts[name]
             dendrites = dendrites_of(layer)
-            dendrites.start(layer, pool, generator)
-        self._freeze = Freeze(self.model, trainable)
+            candidates = dendrites.start(layer, pool, generator)
+            if dendrites.next.fan_in is not None:
+                candidates.watch_inputs(layer)
+        self._freeze = Freeze(self.model, trainable, values)
         if state is not None:
             try:
                 self.load_candidate_state(state)
@@ -191,10 +213,17 @@ class DendriticNetwork:
         These are the output weights ``a``; of live dendrites ``V``, ``v`` and ``u`` too.
         """
         for name, dendrites in self.layers.items():
-            own = [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
+            own = self._own(name)
             for parameter in dendrites.trained_parameters():
                 # By dimensions, not by name: a parametrized layer has its weight in parts, none of them called so.
                 yield parameter, max(own, key=Tensor.dim, default=parameter)
+
+    def own_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Of each target layer by name what is not its dendrites'."""
+        return {name: self._own(name) for name in self.targets}
+
+    def _own(self, name: str) -> list[nn.Parameter]:
+        return [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
         """What dendrites have learned for good: ``V``, ``v`` and ``u`` of those that are not live."""
@@ -206,10 +235,14 @@ class DendriticNetwork:
         """The parameters that a correlation phase trains, for an optimizer."""
         return [parameter for pool in self.candidates.values() for parameter in pool.parameters()]
 
-    def keep_strongest(self) -> list[str]:
+    def keep_strongest(self, add_up: Callable[[Tensor], None] | None = None) -> list[str]:
         """From now on let candidates see as many of their inputs as dendrites are to keep, the strongest ones.
 
-        Their parameters are others afterwards, and their statistics begin anew.
+        These have the largest weight times standard deviation. The candidates' parameters are others afterwards, and
+        their statistics begin anew.
+
+        Args:
+            add_up: adds up a tensor over all processes, in place, where there are several.
 
         Returns:
             Names of the layers whose candidates are sparse now; the others go on as they were.
@@ -218,6 +251,8 @@ class DendriticNetwork:
         for name, pool in self.candidates.items():
             fan_in = self.layers[name].next.fan_in
             if fan_in is not None and pool.fan_in is None:
+                if add_up is not None and pool.spread_of_inputs is not None:
+                    pool.spread_of_inputs.add_up(add_up)
                 pool.keep_strongest(self._hosts[name], fan_in)
                 names.append(name)
         return names
@@ -236,12 +271,16 @@ class DendriticNetwork:
             pool.reset()
 
     def correlation_rose(self, min_delta: float) -> bool:
-        """Whether any neuron's best correlation rose by a share of what it was when it last did so.
-
-        Args:
-            min_delta: the share.
-        """
+        """Whether any neuron's best correlation rose by that share of what it was when it last did so."""
         return any([pool.rose(min_delta) for pool in self.candidates.values()])
+
+    def scale_loss(self, scale: Tensor | None) -> None:
+        """Say what the loss of the next backward pass is multiplied by; ``None``: by nothing.
+
+        Statistics are those of the loss itself; gradients of candidates are as scaled as all others.
+        """
+        for pool in self.candidates.values():
+            pool.loss_scale = scale
 
     def watch(self, parameters: Iterable[nn.Parameter] | None) -> None:
         """Let candidates see the error of the next backward pass only where that pass would train their layer.
@@ -263,10 +302,36 @@ class DendriticNetwork:
         """Names of the layers with candidates that had an error since the last reset; others are not used."""
         return [name for name, pool in self.candidates.items() if pool.saw_error()]
 
-    def hold_still(self) -> None:
-        """Put the model's buffers back to what they were when the candidates started."""
+    def hold_still(self, compare: bool = False) -> None:
+        """Put back what the model moved by itself since the candidates started: its buffers above all.
+
+        Args:
+            compare: look for changes that PyTorch does not count as well, which waits for the device.
+        """
         if self._freeze is not None:
-            self._freeze.hold()
+            self._freeze.hold(compare)
+
+    def adopt(self) -> None:
+        """Keep what the model changed since :meth:`hold_still`, and put that back from now on."""
+        if self._freeze is not None:
+            self._freeze.adopt()
+
+    def listen(self, listening: bool, *, thaw: bool = True) -> None:
+        """Say whether candidates learn from what the model does now. They do so from the start.
+
+        Between a batch of training and the next they need not: a validation may take gradients, and flags of
+        ``requires_grad`` are the user's then, to be read and changed.
+
+        Args:
+            listening: whether they learn.
+            thaw: whether flags return while they do not.
+        """
+        for pool in self.candidates.values():
+            pool.listening = listening
+        if self._freeze is not None and listening:
+            self._freeze.freeze()
+        elif self._freeze is not None and thaw:
+            self._freeze.thaw()
 
     def integrate(self) -> dict[str, Tensor]:
         """The best candidate of each neuron becomes a dendrite; flags and buffers return.
@@ -298,7 +363,8 @@ class DendriticNetwork:
     def _offer(self, name: str) -> Offer:
         dendrites, pool = self.layers[name], self.candidates[name]
         parameters = set_parameters(pool.kind, self._hosts[name], dendrites.count) / pool.links.shape[-1]
-        return Offer(worth_of(pool.moments, round(parameters) - 1), parameters, not pool.kind.choosable)
+        worth, seen = (worth_of(pool.moments, inputs) for inputs in (round(parameters) - 1, 0))
+        return Offer(worth, parameters, not pool.kind.choosable, seen)
 
     def grow(self, names: Iterable[str], generator: torch.Generator | None = None) -> None:
         """Give each neuron of some layers one more dendrite without any candidates, to learn with the network.
@@ -308,6 +374,7 @@ class DendriticNetwork:
             generator: a generator on the CPU for the initial weights; ``None``: PyTorch's default one.
 
         Example:
+            >>> from pl_dendrites.core import attach
             >>> network = attach(nn.Linear(3, 2), live=True)
             >>> network.grow(network.can_grow())
             >>> network.model(torch.randn(8, 3)).square().mean().backward()
@@ -366,51 +433,8 @@ class DendriticNetwork:
             pool.keep_strongest(layer, inputs.shape[-1] if inputs.ndim else 0)
 
 
-def attach(
-    model: nn.Module,
-    targets: Sequence[str] | Predicate | None = None,
-    exclude: Sequence[str] | Predicate = (),
-    activation: str = "tanh",
-    *,
-    live: bool = False,
-    fan_in: int | float | None = None,
-) -> DendriticNetwork:
-    """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
-
-    Args:
-        model: any module.
-        targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`, which also shows what
-            would grow without changing anything; ``None``: every Linear, convolution and recurrent layer that is not
-            frozen.
-        exclude: taken out of ``targets``.
-        activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
-        live: whether dendrites go on learning with the network, by gradient, once they are part of it.
-        fan_in: inputs that each dendrite keeps: a number, or a share of those of its layer; ``None``: all. See
-            :meth:`DendriticNetwork.keep_strongest`.
-
-    Returns:
-        The object that grows them.
-
-    Raises:
-        RuntimeError: if the model, or a part of it, is attached already.
-        ValueError: if no layer can have dendrites, a pattern matches nothing, or the activation is not known.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> network = attach(model, exclude=["2"])
-        >>> list(network.layers), list(model.state_dict())
-        (['0'], ['0.weight', '0.bias', '2.weight', '2.bias'])
-    """
-    attached = list(_hosts(model))
-    if attached:
-        raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
-    check_form(activation, fan_in)
-    network = DendriticNetwork(model, targets, exclude)
-    network.set_next(activation, live=live, fan_in=fan_in)
-    return network
-
-
-def _hosts(model: nn.Module) -> dict[str, nn.Module]:
+def hosts(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model that dendrites hang on, by their names."""
     return {plain_name(name): layer for name, layer in attached_layers(model)}
 
 
@@ -419,57 +443,3 @@ def _inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
         return None
     kept = max(1, round(fan_in * inputs)) if isinstance(fan_in, float) else fan_in
     return kept if kept < inputs else None
-
-
-def detach(model: nn.Module) -> nn.Module:
-    """Remove all dendrites and every trace of them.
-
-    Args:
-        model: a model that :func:`attach` or :func:`restore_structure` worked on.
-
-    Returns:
-        The same model.
-
-    Raises:
-        RuntimeError: if it has candidates: the model would stay frozen.
-
-    Example:
-        >>> network = attach(nn.Linear(2, 2))
-        >>> detach(network.model)
-        Linear(in_features=2, out_features=2, bias=True)
-    """
-    layers = list(_hosts(model).values())
-    if any(dendrites_of(layer).candidates is not None for layer in layers):
-        raise RuntimeError("the model has candidates: integrate or discard them first")
-    for layer in layers:
-        take_off(layer)
-    stop_growing_on_load(model)
-    return model
-
-
-def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> DendriticNetwork | None:
-    """Give a model the dendrites that a state_dict holds: it grows or shrinks, and then fits ``load_state_dict``.
-
-    Args:
-        model: a plain or an attached model of the kind that the state_dict was taken from.
-        state_dict: weights of a grown model.
-
-    Returns:
-        The network, or ``None`` if neither the state_dict nor the model knows of dendrites.
-
-    Raises:
-        ValueError: if they do not fit the model; names the layers that differ. The model is then left as it was.
-
-    Example:
-        >>> grown = nn.Sequential(nn.Linear(3, 2))
-        >>> network = attach(grown)
-        >>> network.grow(["0"])
-        >>> fresh = nn.Sequential(nn.Linear(3, 2))
-        >>> restore_structure(fresh, grown.state_dict()).num_dendrites
-        1
-        >>> fresh.load_state_dict(grown.state_dict())
-        <All keys matched successfully>
-    """
-    apply_structure(model, state_dict, "")
-    names = list(_hosts(model))
-    return DendriticNetwork(model, names) if names else None

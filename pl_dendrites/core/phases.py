@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 __all__ = ["Decision", "PhaseMachine"]
 
-# Since the best score, so much of the training loss is gone: less of it went with three small networks to which
-# dendrites brought something (0.00, 0.10 and 0.24), and 0.49 with an MLP on 7,000 images, to which few brought any.
+# So much of all that the training loss fell in a base phase came after its best score. A share of a fall, and not of
+# the loss itself, for what a loss is counted from means nothing: a constant may be in it, and it may be below zero.
 _OVERFIT = 1 / 3
 
 _Change = Literal["correlate", "prune", "integrate", "grow"]
@@ -51,8 +51,12 @@ class _State:
     waited: int = 0  # validations (base) or epochs (correlation) without improvement
     loss: float | None = None  # on training data, in the last epoch of the present base phase
     loss_at_best: float | None = None  # in the epoch of its best score
+    loss_at_start: float | None = None  # in its first epoch
+    loss_rise: float = 0.0  # the largest from one epoch to the next since then: what falls less may be chance
     best_is_new: bool = False  # that epoch has not yet ended
     pruned: bool = False  # in this correlation phase candidates see their strongest inputs alone
+    dense_epochs: int = 0  # of this correlation phase, before they did
+    tries_set: bool = False  # the present base phase began with a new set
     pending: _Change | None = None
     pending_reason: str = ""
     stop_reason: str = ""
@@ -74,13 +78,13 @@ class PhaseMachine:
         patience: a base phase ends after so many scores without improvement over its own best.
         min_delta: smallest change that counts as improvement.
         min_delta_mode: ``"abs"``, or ``"rel"``: as a share of the score to beat.
-        base_epochs: length of a base phase in epochs, instead of ``patience``.
+        base_epochs: length of a base phase in epochs, instead of ``patience``; one without any score waits for it.
         correlation_patience: a correlation phase ends after so many epochs in which no correlation rose.
         max_correlation_epochs: and after so many at the latest.
         max_tries: new sets tried after one that did not help.
         correlation: whether there are correlation phases; if not, each base phase follows the one before.
-        stop_on_overfit: whether training ends, rather than that dendrites are tried, where the network overfits: after
-            its best score the training loss fell by more than a third.
+        stop_on_overfit: whether training ends, rather than that dendrites are tried, where the network overfits: more
+            than a third of all that the training loss fell in a base phase came after its best score.
         sparse: whether candidates keep a part of their inputs: a correlation phase then has two stages, each of which
             ends when correlations no longer rise, the first after half of ``max_correlation_epochs`` at the latest.
         dendrites: dendrites per neuron that the network has already.
@@ -149,6 +153,16 @@ class PhaseMachine:
         return self._state.on_trial
 
     @property
+    def accepted(self) -> bool | None:
+        """Whether the set that the present base phase began with showed that it helps; ``None`` where there is none."""
+        return not self._state.on_trial if self._state.tries_set else None
+
+    @property
+    def dense_epochs(self) -> int:
+        """Finished epochs of the present correlation phase in which candidates saw all their inputs."""
+        return self._state.dense_epochs if self._state.pruned else self._state.epochs
+
+    @property
     def best(self) -> float | None:
         """Score of the network to keep; ``None`` before the first finite one."""
         return self._state.best
@@ -179,11 +193,12 @@ class PhaseMachine:
         """Why training is over; empty while it is not."""
         return self._state.stop_reason
 
-    def step(self, score: float) -> Decision:
+    def step(self, score: float, settled: bool = True) -> Decision:
         """Take a score of the network; one that is not finite counts as no improvement.
 
         Args:
             score: the monitored value.
+            settled: whether scores like this one will decide; until then no base phase ends.
 
         Returns:
             The decision. In a correlation phase always ``"continue"``, for the network does not change.
@@ -192,9 +207,11 @@ class PhaseMachine:
             ValueError: if the first base phase is over and no score was ever finite.
         """
         state = self._state
-        if state.phase == "correlation":
-            return Decision("continue", "the network stands still")
         finite = math.isfinite(score)
+        if state.phase == "correlation":
+            if state.best is None and finite:  # what stands still is the best network, whose score was forgotten
+                state.best = score
+            return Decision("continue", "the network stands still")
         state.scores.append(float(score) if finite else None)
         rejected = state.pending is not None and state.on_trial  # that set goes: it must not win any more
         is_best = finite and not rejected and self._beats_best(score)
@@ -206,17 +223,19 @@ class PhaseMachine:
             state.reference, state.waited = score, 0
         else:
             state.waited += 1
-        if state.stop_reason or state.pending or self._base_epochs is not None or state.waited < self._patience:
+        waits = self._base_epochs is not None or state.waited < self._patience or not settled
+        if state.stop_reason or state.pending or waits:
             reason = f"improved to {score:.6g}" if state.waited == 0 else f"no improvement for {state.waited}"
             return Decision("continue", reason, is_best)
         return self._end_base(f"no improvement in {state.waited} validations", is_best)
 
-    def end_epoch(self, rose: bool = False, loss: float | None = None) -> Decision:
+    def end_epoch(self, rose: bool = False, loss: float | None = None, settled: bool = True) -> Decision:
         """Count a finished epoch.
 
         Args:
             rose: in a correlation phase, whether any correlation rose.
             loss: in a base phase, the mean loss on training data, if it is known.
+            settled: see :meth:`step`.
 
         Returns:
             The decision.
@@ -227,15 +246,16 @@ class PhaseMachine:
         state = self._state
         state.epochs += 1
         if state.phase == "base":
-            state.loss = loss
+            self._take_loss(loss)
             if state.best_is_new:
-                state.loss_at_best, state.best_is_new = loss, False
+                state.loss_at_best, state.best_is_new, state.loss_rise = loss, False, 0.0
         if state.stop_reason or state.pending:
             return Decision("continue", "a decision is waiting" if state.pending else state.stop_reason)
         if state.phase == "base":
-            if self._base_epochs is None or state.epochs < self._base_epochs:
-                return Decision("continue", "the base phase goes on")
-            return self._end_base(f"{state.epochs} epochs are over", False)
+            over = self._base_epochs is not None and state.epochs >= self._base_epochs
+            if over and state.scores and settled:  # without any it could only be taken for one that did not help
+                return self._end_base(f"{state.epochs} epochs are over", False)
+            return Decision("continue", "the base phase waits for a score" if over else "the base phase goes on")
         state.waited = 0 if rose else state.waited + 1
         dense = self._sparse and not state.pruned
         end: Literal["prune", "integrate"] = "prune" if dense else "integrate"
@@ -256,17 +276,18 @@ class PhaseMachine:
             raise RuntimeError("no decision is pending")
         state.pruned = state.pending == "prune"
         if state.pruned:
+            state.dense_epochs = state.epochs
             state.waited, state.pending, state.pending_reason = 0, None, ""
             return
         if state.pending != "integrate":
             state.phase, state.cycle = "correlation", state.cycle + 1
             state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
-            state.on_trial = False
+            state.on_trial = state.tries_set = False
         if state.pending != "correlate":
-            state.phase, state.on_trial = "base", True
+            state.phase, state.on_trial, state.tries_set = "base", True, True
             state.dendrites += 1
             self._forget_phase()
-        state.epochs = state.waited = 0
+        state.epochs = state.waited = state.dense_epochs = 0
         state.scores = []
         state.pending, state.pending_reason = None, ""
 
@@ -279,13 +300,21 @@ class PhaseMachine:
         self._state.pending, self._state.stop_reason = None, self._state.stop_reason or reason
         return Decision("stop", self._state.stop_reason)
 
+    def forget_scores(self) -> None:
+        """The scores so far were of another kind than those to come: none of them is to be beaten."""
+        state = self._state
+        state.best = state.phase_best = state.reference = state.loss_at_best = None
+        state.best_is_new, state.scores = False, []
+        if state.phase == "base":
+            state.waited = 0
+
     def wind_up(self) -> None:
         """Training ended and the best network came back: a later fit goes on from it in a base phase."""
         state = self._state
         state.dendrites -= state.on_trial
-        state.phase, state.on_trial, state.pruned = "base", False, False
+        state.phase, state.on_trial, state.pruned, state.tries_set = "base", False, False, False
         self._forget_phase()
-        state.epochs = state.waited = 0
+        state.epochs = state.waited = state.dense_epochs = 0
         state.scores = []
         state.pending, state.pending_reason = None, ""
 
@@ -313,12 +342,22 @@ class PhaseMachine:
         if wrong:
             raise ValueError(f"impossible values in the state of the phase machine: {', '.join(wrong)}")
         loaded.scores = list(loaded.scores)
+        if "tries_set" not in state:  # an older state: every base phase but the first was taken for one with a set
+            loaded.tries_set = loaded.phase == "base" and loaded.cycle > 0
         self._state = loaded
 
     def _forget_phase(self) -> None:
         state = self._state
-        state.phase_best = state.reference = state.loss = state.loss_at_best = None
-        state.best_is_new = False
+        state.phase_best = state.reference = state.loss = state.loss_at_best = state.loss_at_start = None
+        state.best_is_new, state.loss_rise = False, 0.0
+
+    def _take_loss(self, loss: float | None) -> None:
+        state = self._state
+        if state.epochs == 1:
+            state.loss_at_start = loss
+        if loss is not None and state.loss is not None:
+            state.loss_rise = max(state.loss_rise, loss - state.loss)
+        state.loss = loss
 
     def _gain(self, score: float, other: float) -> float:
         return self._sign * (score - other)
@@ -355,8 +394,10 @@ class PhaseMachine:
         return self._switch(self._after_base, why, is_best)
 
     def _overfit(self) -> str:
-        before, after = self._state.loss_at_best, self._state.loss
-        if before is None or after is None or before - after <= _OVERFIT * abs(before):
+        start, before, after = self._state.loss_at_start, self._state.loss_at_best, self._state.loss
+        if start is None or before is None or after is None:
+            return ""
+        if before - after <= max(_OVERFIT * (max(start, before) - after), self._state.loss_rise):
             return ""
         return f"it overfits (training loss {before:.4g} to {after:.4g} since the best score)"
 
@@ -371,12 +412,16 @@ class PhaseMachine:
 
 def _impossible(state: _State) -> list[str]:
     checks = {
-        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new")},
-        **{name: _is_count(getattr(state, name)) for name in ("cycle", "dendrites", "failures", "epochs", "waited")},
+        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new", "tries_set")},
+        **{
+            name: _is_count(getattr(state, name))
+            for name in ("cycle", "dendrites", "failures", "epochs", "waited", "dense_epochs")
+        },
         **{
             name: _is_score(getattr(state, name))
-            for name in ("best", "phase_best", "reference", "loss", "loss_at_best")
+            for name in ("best", "phase_best", "reference", "loss", "loss_at_best", "loss_at_start")
         },
+        "loss_rise": state.loss_rise is not None and _is_score(state.loss_rise) and state.loss_rise >= 0,
         **{name: isinstance(getattr(state, name), str) for name in ("phase", "pending_reason", "stop_reason")},
         "pending": isinstance(state.pending, str | None),
         "scores": isinstance(state.scores, list) and all(_is_score(score) for score in state.scores),
@@ -388,6 +433,8 @@ def _impossible(state: _State) -> list[str]:
             "pending": state.pending in (None, *changes),
             "pruned": not state.pruned or state.phase == "correlation",
             "on_trial": not state.on_trial or (state.phase == "base" and state.dendrites > 0),
+            "tries_set": not state.tries_set or (state.phase == "base" and state.cycle > 0),
+            "dense_epochs": state.dense_epochs <= (state.epochs if state.pruned else 0),
         }
     return [name for name, possible in checks.items() if not possible]
 

@@ -76,7 +76,7 @@ def _restore_before_loading(model: nn.Module, state_dict: Mapping[str, Any], pre
 
 
 def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "") -> None:
-    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.core.network.restore_structure`."""
+    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.core.attach.restore_structure`."""
     structure = read_structure(model, state_dict, prefix)
     for name, wanted in structure.items():
         layer = model.get_submodule(name)

@@ -41,14 +41,17 @@ def is_transformed() -> bool:
 
 
 def below_transforms(tensor: Tensor) -> Tensor:
-    """The tensor that one stands for under transforms of ``torch.func``; any other tensor itself.
+    """The tensor that one stands for under transforms of ``torch.func``, batches in front; any other tensor itself.
 
     Example:
         >>> _ = torch.func.grad(lambda x: print(below_transforms(x)) or x)(torch.tensor(1.0))
         tensor(1.)
     """
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        batched = torch._C._functorch.is_batchedtensor(tensor)
+        dim = torch._C._functorch.maybe_get_bdim(tensor) if batched else 0
         tensor = torch._C._functorch.get_unwrapped(tensor)
+        tensor = tensor.movedim(dim, 0) if dim else tensor
     return tensor
 
 

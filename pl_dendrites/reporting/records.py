@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pl_dendrites.core.cost import parameter_count
+from pl_dendrites.core.cost import (
+    correlation_step_cost,
+    inference_cost,
+    parameter_count,
+    pool_weights,
+    product_weights,
+)
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
@@ -60,8 +66,9 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
         ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
         ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters``
-        of these), ``skipped`` (layers left alone, with the reason) and ``reason``. The callback adds ``monitor``,
-        ``mode`` and ``learning``.
+        of these), ``inference_cost`` (of the layers that can grow, by their matrix products; 1 is that of the plain
+        layers) and of a correlation phase ``step_cost`` (the same of a step, in the mean over its epochs), ``skipped``
+        (layers left alone, with the reason) and ``reason``. The callback adds ``monitor``, ``mode`` and ``learning``.
 
     Example:
         >>> from torch import nn
@@ -81,10 +88,11 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         "score": machine.phase_best if base else None,
         "scores": machine.scores,
         "best_score": machine.best,
-        "accepted": not machine.on_trial if base and machine.cycle > 0 else None,
+        "accepted": machine.accepted if base else None,
         "correlation": correlation_figures(correlations),
         "candidates": max((value.shape[0] for value in correlations.values()), default=0),
         "layers": _layers(network),
+        **_costs(machine, network),
         "skipped": dict(network.skipped),
         "reason": reason,
     }
@@ -101,6 +109,22 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
         }
         for name, dendrites in network.layers.items()
     }
+
+
+def _costs(machine: PhaseMachine, network: DendriticNetwork) -> dict[str, float]:
+    modules = {plain_name(name): module for name, module in network.model.named_modules()}
+    own = sum(product_weights(modules[name]) for name in network.layers) or 1
+    grown = sum(product_weights(block.nodes) for dendrites in network.layers.values() for block in dendrites) / own
+    costs, pools = {"inference_cost": inference_cost(grown)}, network.candidates
+    if not pools:
+        return costs
+    seen = {
+        "all": sum(pool_weights(network.layers[name].kind, modules[name], pool.pool) for name, pool in pools.items()),
+        "strongest": sum(product_weights(pool.nodes) for pool in pools.values()),
+    }
+    dense, epochs = machine.dense_epochs, max(1, machine.epochs)
+    pool = (dense * seen["all"] + (machine.epochs - dense) * seen["strongest"]) / epochs / own
+    return costs | {"step_cost": correlation_step_cost(grown, pool)}
 
 
 def why_none(history: Sequence[Mapping[str, Any]]) -> str:

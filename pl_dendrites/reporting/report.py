@@ -208,33 +208,41 @@ class _Run:
 
     def cost(self) -> list[Block]:
         """Parameters, and what a step costs by the matrix products of the target layers."""
-        before, after = self.first["dendrites"], self.last["dendrites"]
+        inference = [self._inference(record) for record in (self.first, self.last)]
         pool = max((record.get("candidates", 0) for record in self.history), default=0)
         rows = [
             ["parameters", f"{self.first['parameters']:,}", f"{self.last['parameters']:,}"],
-            ["inference", *(f"{inference_cost(k):.2f}" for k in (before, after))],
-            ["training step, base phase", *(f"{base_step_cost(k, self.live):.2f}" for k in (before, after))],
+            ["inference", *(f"{cost:.2f}" for cost in inference)],
+            ["training step, base phase", *(f"{base_step_cost(cost - 1, self.live):.2f}" for cost in inference)],
         ]
         if pool:
             name = f"training step, correlation phase ({_count(pool, 'candidate')})"
-            rows.append([name, *(f"{correlation_step_cost(k, pool):.2f}" for k in (before, after))])
-        spent = sum(
-            r["epochs"]
-            * (
-                base_step_cost(r["dendrites"], self.live)
-                if r["phase"] == "base"
-                else correlation_step_cost(r["dendrites"], pool)
-            )
-            for r in self.history
-        )
+            phases = [record for record in self.history if record["phase"] == "correlation"]
+            # Of the first and the last of these phases, with the dendrites that there were before and are after.
+            steps = [
+                self._step(record, pool) + (cost - self._inference(record)) / 3
+                for record, cost in zip((phases[0], phases[-1]), inference, strict=True)
+            ]
+            rows.append([name, *(f"{step:.2f}" for step in steps)])
+        spent = sum(record["epochs"] * self._step(record, pool) for record in self.history)
         epochs = sum(record["epochs"] for record in self.history)
         note = (
-            "Of the layers that grow, by their matrix products: 1 is the same step of a plain layer. What a clock says"
-            " depends on the size of the layers and on the machine."
+            "Of the layers that grow, by the weights of their matrix products: 1 is the same step of the plain layers."
+            " What a clock says depends on the size of the layers and on the machine."
         )
         if pool or not any(record["phase"] == "correlation" for record in self.history):
             note += f" The {epochs} epochs of this fit cost what {spent:.0f} epochs of the plain layers do."
         return [Heading("Cost"), Table("Cost", ("", "before", "after"), rows), Paragraph(note)]
+
+    def _inference(self, record: Record) -> float:
+        # Older records do not say; dense dendrites on every neuron cost what their number says.
+        return float(record.get("inference_cost", inference_cost(record["dendrites"])))
+
+    def _step(self, record: Record, pool: int) -> float:
+        dendrites = self._inference(record) - 1
+        if record["phase"] == "base":
+            return base_step_cost(dendrites, self.live)
+        return float(record.get("step_cost", correlation_step_cost(dendrites, pool)))
 
     def left_alone(self) -> list[Block]:
         """The layers without dendrites, by reason."""

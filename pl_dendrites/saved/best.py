@@ -9,12 +9,13 @@ from typing import Any
 
 import fsspec
 import lightning.pytorch as pl
+import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded, scatter_weights
 
-__all__ = ["BestModel", "model_weights"]
+__all__ = ["BestModel", "has_weights", "model_weights"]
 
 
 def model_weights(module: pl.LightningModule) -> dict[str, Any]:
@@ -30,6 +31,26 @@ def model_weights(module: pl.LightningModule) -> dict[str, Any]:
     }
 
 
+def has_weights(module: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether a model has these weights, to the last bit; what else a state_dict holds is not compared.
+
+    Args:
+        module: the model, on any device.
+        weights: as :func:`model_weights` returns them.
+    """
+    present = module.state_dict()
+    return present.keys() == weights.keys() and all(
+        _same(value, weights[key]) for key, value in present.items() if isinstance(value, Tensor)
+    )
+
+
+def _same(value: Tensor, other: Any) -> bool:
+    if not isinstance(other, Tensor) or (value.shape, value.dtype) != (other.shape, other.dtype):
+        return False
+    value, other = value.detach().cpu(), other.cpu()
+    return torch.equal(value, other) or bool(((value == other) | (value.isnan() & other.isnan())).all())
+
+
 class BestModel:
     """The best network so far, in memory and, if a directory is given, in ``best.ckpt``.
 
@@ -41,16 +62,17 @@ class BestModel:
 
     Attributes:
         path: the file; empty if there is none (yet).
+        weights: the network, on the CPU; ``None`` if there is none (yet).
     """
 
     def __init__(self, dirpath: str | Path | None = None) -> None:
         self._dirpath = dirpath
-        self._weights: dict[str, Any] | None = None
+        self.weights: dict[str, Any] | None = None
         self.path = ""
 
     def keep(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Make the present network the best. A file is replaced whole or not at all."""
-        self._weights = model_weights(module)
+        self.weights = model_weights(module)
         if self._dirpath is not None:
             before, self.path = self.path, str(self._dirpath).rstrip("/") + "/best.ckpt"
             try:
@@ -61,18 +83,18 @@ class BestModel:
 
     def restore(self, module: pl.LightningModule) -> None:
         """Load the best network into the model, if there is one; the model grows or shrinks to fit."""
-        if self._weights is not None and is_sharded(module):
-            scatter_weights(module, self._weights)
-        elif self._weights is not None:
-            module.load_state_dict(self._weights, strict=module.strict_loading)
+        if self.weights is not None and is_sharded(module):
+            scatter_weights(module, self.weights)
+        elif self.weights is not None:
+            module.load_state_dict(self.weights, strict=module.strict_loading)
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""
-        return {"weights": self._weights, "path": self.path}
+        return {"weights": self.weights, "path": self.path}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
-        self._weights, self.path = state["weights"], state["path"]
+        self.weights, self.path = state["weights"], state["path"]
 
 
 def _save_whole(trainer: pl.Trainer, path: str) -> None:

@@ -34,6 +34,8 @@ class FitState:
         correlation: of the correlation phase that is running, if one is.
         used: names of the layers that training was seen to use, where no correlation phase would tell.
         running: the record of the phase that is running.
+        monitor: the metric that decides; older states are without.
+        mode: whether a good score is small or large; older states are without.
 
     Example:
         >>> FitState.from_dict({"format": 2})
@@ -52,10 +54,21 @@ class FitState:
     correlation: dict[str, Any] | None
     used: list[str]
     running: dict[str, Any] | None = None
+    monitor: str | None = None
+    mode: str | None = None
+
+    @property
+    def metric(self) -> tuple[str, str] | None:
+        """The metric that decides and its mode; ``None`` where nothing tells."""
+        records = [{"monitor": self.monitor, "mode": self.mode}, self.running or {}, *self.history[-1:]]
+        known = [(record.get("monitor"), record.get("mode")) for record in records]
+        return next(((monitor, mode) for monitor, mode in known if monitor and mode), None)
 
     def to_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint."""
-        return {"format": _FORMAT, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        entries = {field.name: getattr(self, field.name) for field in fields(self)}
+        untold = {name for name in ("monitor", "mode") if entries[name] is None}
+        return {"format": _FORMAT, **{name: value for name, value in entries.items() if name not in untold}}
 
     @classmethod
     def from_dict(cls, state: Any) -> FitState:
@@ -155,6 +168,8 @@ _RECORD = _entries(
         "monitor": _text,
         "mode": _one_of("min", "max"),
         "learning": _one_of("correlation", "gradient", "hybrid"),
+        "inference_cost": _number,
+        "step_cost": _number,
     },
     **dict.fromkeys(("cycle", "dendrites", "parameters", "epochs"), _whole(0)),
     phase=_one_of("base", "correlation"),
@@ -166,12 +181,18 @@ _RECORD = _entries(
     reason=_text,
 )
 _CORRELATION = _entries(
+    {  # older states are without
+        "whole_epoch": _one_of(True, False),
+        "waiting": _whole(0),
+        "single": _each(_list, _tensor),
+        **dict.fromkeys(("gradients", "summed"), _each(_list, _maybe(_tensor))),
+    },
     candidates=_each(_mapping, _weights),
     optimizer=_optimizer,
     trainable=_each(_list, _text),
 )
 _STATE = _entries(
-    {"running": _maybe(_RECORD)},
+    {"running": _maybe(_RECORD), "monitor": _text, "mode": _one_of("min", "max")},
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
     history=_each(_list, _RECORD),

@@ -11,8 +11,8 @@ import fsspec
 import lightning.pytorch as pl
 import torch
 
+from pl_dendrites.core.attach import restore_structure
 from pl_dendrites.core.keys import is_dendrite_key
-from pl_dendrites.core.network import restore_structure
 from pl_dendrites.saved.folder import read_folder
 
 __all__ = ["load_from_checkpoint", "read_checkpoint"]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pl_dendrites.core.growth.sharded import reshard
+from pl_dendrites.core.growth.sharded import is_sharded, reshard
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.rule.processes import JointLearning
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.stand_still import StandStill
-from pl_dendrites.training.trainer import gradient_scaler
+from pl_dendrites.training.trainer import gradient_scaler, loss_scale
 
 __all__ = ["CorrelationPhase", "adam"]
 
@@ -45,7 +46,13 @@ class CorrelationPhase:
             last batch of an epoch leaves none for the next.
         optimizer: makes their optimizer; ``None``: Adam with learning rate 0.01.
         validate: whether the Trainer goes on to validate.
+        whole_epoch: whether the phase begins with an epoch's first batch.
+        values: what the network's parameters and buffers are, by name, where somebody keeps them.
         resumed: a :meth:`state_dict` to go on from; ``None``: a new phase.
+
+    Attributes:
+        whole_epoch: whether candidates have seen the running epoch from its first batch on. A part of one neither
+            counts nor is it measured by.
     """
 
     def __init__(
@@ -58,21 +65,28 @@ class CorrelationPhase:
         batches: int = 1,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         validate: bool = True,
+        whole_epoch: bool = True,
+        values: Mapping[str, Any] | None = None,
         resumed: Mapping[str, Any] | None = None,
     ) -> None:
         reshard(network.model)
+        # Flags of parameters that are shared out must not change from batch to batch.
+        self._thaws = not is_sharded(network.model)
         # A generator of its own: the user's random numbers stay what they are without dendrites.
         network.start_candidates(
             pool,
             torch.Generator().manual_seed(seed),
             trainable=None if resumed is None else resumed["trainable"],
             state=None if resumed is None else resumed["candidates"],
+            values=values if self._thaws else None,
         )
+        network.listen(False, thaw=self._thaws)
         self._network, self._make_optimizer = network, adam if optimizer is None else optimizer
+        self.whole_epoch, self._batches, self._waiting = whole_epoch, batches, 0
         try:
             self._take_parameters()
             if resumed is not None:
-                self._optimizer.load_state_dict(resumed["optimizer"])
+                self._resume(resumed)
         except BaseException:
             network.discard()
             raise
@@ -82,8 +96,10 @@ class CorrelationPhase:
         if self._processes.count > 1:
             pools, all_of_them = network.candidates.values(), self._processes
             self._joint = JointLearning(pools, all_of_them.add_up, all_of_them.count, all_of_them.gather)
+            if resumed is not None:
+                self._joint.load_gradients(resumed.get("summed", []))
         self._backward_seen = False
-        self._batches, self._waiting = batches, 0
+        self._trainer_scale = partial(loss_scale, trainer)
         self._manual = not trainer.lightning_module.automatic_optimization
 
     def _take_parameters(self) -> None:
@@ -98,11 +114,35 @@ class CorrelationPhase:
         self._single = stepped
         self._optimizer = self._make_optimizer(stepped)
 
-    def keep_strongest(self) -> None:
-        """Let candidates see their strongest inputs alone from now on. Their optimizer begins anew."""
-        if self._network.keep_strongest():
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.whole_epoch, self._waiting = state.get("whole_epoch", True), state.get("waiting", 0)
+        parameters = self._network.candidate_parameters()
+        for kind, own in (("gradients", parameters), ("summed", parameters), ("single", [s for _, s in self._half])):
+            _check_shapes(kind, own, state.get(kind, []))
+        for parameter, gradient in zip(parameters, state.get("gradients", []), strict=False):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device, parameter.dtype, copy=True)
+        for half, single in self._half:
+            single.data.copy_(half)
+        for (_, single), value in zip(self._half, state.get("single", []), strict=False):
+            single.data.copy_(value)
+
+    def keep_strongest(self, whole_epoch: bool) -> None:
+        """Let candidates see their strongest inputs alone from now on. Their optimizer begins anew.
+
+        Args:
+            whole_epoch: whether an epoch's first batch is about to come.
+        """
+        if self._network.keep_strongest(self._processes.add_up):
             self._take_parameters()
         self._network.reset_correlations()
+        self.whole_epoch = whole_epoch
+
+    def begin_epoch(self) -> None:
+        """An epoch's first batch is about to come."""
+        self._network.hold_still(compare=True)
+        self._network.reset_correlations()
+        self.whole_epoch = True
 
     def rose(self, min_delta: float) -> bool:
         """Whether the best correlation of any neuron rose by a share, in any process.
@@ -120,7 +160,12 @@ class CorrelationPhase:
         return float(self._optimizer.param_groups[0]["lr"])
 
     def begin_batch(self) -> None:
-        """Forget steps since the last batch: saving a sharded model may step an optimizer, to see what it remembers."""
+        """Listen from now on; what the model did to itself since the last batch is undone.
+
+        Steps since then are forgotten: saving a sharded model may step an optimizer, to see what it remembers.
+        """
+        self.hold_still()
+        self._network.listen(True)
         self._stand_still.stepped = False
 
     def begin_backward(self) -> None:
@@ -128,18 +173,21 @@ class CorrelationPhase:
         toggled = self._stand_still.toggled
         parameters = None if toggled is None else [p for group in toggled.param_groups for p in group["params"]]
         self._network.watch(parameters)
+        self._network.scale_loss(self._trainer_scale())
 
     def end_backward(self) -> None:
         """Learn from what this backward pass showed to all processes together."""
         self._backward_seen = True
         if self._joint is not None:
             self._joint.learn()
+        self._network.scale_loss(None)  # a model under manual optimization may call `loss.backward()` past Lightning
 
     def end_batch(self, trainer: pl.Trainer) -> None:
         """Step the candidates if the model's optimizer would have stepped in this batch."""
         self.hold_still()
         if self._joint is not None and not self._backward_seen:
-            self._joint.learn()  # a model under manual optimization may call `loss.backward()` past Lightning
+            self._joint.learn()  # past Lightning, too
+        self._network.listen(False, thaw=self._thaws)
         self._backward_seen = False
         self._waiting += self._stepped()
         if self._waiting < (1 if trainer.is_last_batch else self._batches):
@@ -163,7 +211,6 @@ class CorrelationPhase:
     @torch.no_grad()
     def _to_single(self) -> None:
         for half, single in self._half:
-            single.copy_(half)
             single.grad, half.grad = None if half.grad is None else half.grad.float(), None
 
     @torch.no_grad()
@@ -190,6 +237,14 @@ class CorrelationPhase:
         self._stand_still.release()
         self._network.discard()
 
+    def begin_validation(self) -> None:
+        """The network that is validated is the one that stands still."""
+        self._network.hold_still(compare=True)
+
+    def end_validation(self) -> None:
+        """What a validation changes is the user's own affair: a threshold that it finds, say."""
+        self._network.adopt()
+
     def hold_still(self) -> None:
         """Put back what moves though no optimizer steps: the model's buffers, and schedulers that it steps itself."""
         self._network.hold_still()
@@ -199,15 +254,37 @@ class CorrelationPhase:
         """States of the user's schedulers, which stand still."""
         return self._stand_still.scheduler_states()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Candidates, their optimizer, and which parameters will be trainable again."""
+    def state_dict(self, together: bool = True) -> dict[str, Any]:
+        """Candidates, their optimizer, gradients that wait for a step, and which parameters are trainable but for this.
+
+        Args:
+            together: whether all processes call this. If not, gradients of some of them are left out.
+        """
+        gradients = [parameter.grad for parameter in self._network.candidate_parameters()]
+        summed: list[Tensor | None] = []
+        if self._joint is not None:
+            gradients, summed = [], self._joint.gradients() if together else []
         return {
             "candidates": self._network.candidate_state(),
             "optimizer": self._optimizer.state_dict(),
             "trainable": self._network.trainable,
+            "whole_epoch": self.whole_epoch,
+            "waiting": self._waiting,
+            "gradients": [None if gradient is None else gradient.detach().clone() for gradient in gradients],
+            "summed": [None if gradient is None else gradient.detach().clone() for gradient in summed],
+            "single": [single.detach().clone() for _, single in self._half],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned in this phase."""
         self._network.load_candidate_state(state["candidates"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._resume(state)
+
+
+def _check_shapes(kind: str, own: Sequence[Tensor], saved: Sequence[Tensor | None]) -> None:
+    shapes = [tuple(tensor.shape) for tensor in own]
+    if saved and (
+        len(saved) != len(shapes)
+        or any(value is not None and tuple(value.shape) != shape for value, shape in zip(saved, shapes, strict=True))
+    ):
+        raise ValueError(f"the saved candidates' {kind} belong to others: there are parameters of {shapes}")

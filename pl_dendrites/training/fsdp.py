@@ -16,11 +16,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
+from pl_dendrites.core.attach import restore_structure
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
 from pl_dendrites.core.growth.sharded import counts, is_sharded, reshard, whole_nodes
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import weight_of
-from pl_dendrites.core.network import DendriticNetwork, restore_structure
+from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.tensors import local
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.processes import Processes

@@ -1,20 +1,18 @@
-"""The user's optimizers while a network grows: which parameters they hold, and what they were when the fit began."""
+"""The user's optimizers while a network grows: which parameters they hold, and by which names these are saved."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.training.groups import group_for
+from pl_dendrites.training.restart import OptimizerSettings, drop_spoilt_state, forget, forget_weights
 
 __all__ = [
     "OptimizerSettings",
@@ -22,54 +20,14 @@ __all__ = [
     "drop_spoilt_state",
     "following",
     "forget",
+    "forget_weights",
+    "leave_unheld_alone",
     "order_parameters",
     "parameter_names",
+    "trained",
 ]
 
 _NAMELESS = "(not in the model)"
-
-
-class OptimizerSettings:
-    """Settings of a Trainer's optimizers (learning rates and all else) and states of its schedulers, to come back to.
-
-    Args:
-        trainer: the Trainer, with its optimizers set up.
-    """
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._optimizers = list(trainer.optimizers)
-        self._schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        self._settings = [
-            [
-                copy.deepcopy({key: value for key, value in group.items() if key not in ("params", "param_names")})
-                for group in optimizer.param_groups
-            ]
-            for optimizer in self._optimizers
-        ]
-        self.scheduler_states: list[dict[str, Any]] = [copy.deepcopy(s.state_dict()) for s in self._schedulers]
-
-    def restore(self) -> None:
-        """Put everything back. What optimizers remember of their parameters, and the parameters, stay."""
-        for optimizer, groups in zip(self._optimizers, self._settings, strict=True):
-            for group, settings in zip(optimizer.param_groups, groups, strict=True):
-                group.update(copy.deepcopy(settings))
-        for scheduler, state in zip(self._schedulers, self.scheduler_states, strict=True):
-            scheduler.load_state_dict(copy.deepcopy(state))
-
-
-def forget(optimizers: Iterable[Optimizer]) -> None:
-    """Clear what optimizers remember of their parameters."""
-    for optimizer in optimizers:
-        optimizer.state.clear()
-
-
-def drop_spoilt_state(optimizers: Iterable[Optimizer]) -> None:
-    """Clear what optimizers remember of a parameter where it is not finite: it would spoil restored weights again."""
-    for optimizer in optimizers:
-        for parameter, state in list(optimizer.state.items()):
-            values = [value for value in state.values() if isinstance(value, Tensor)]
-            if not all(bool(torch.isfinite(value).all()) for value in values):
-                del optimizer.state[parameter]
 
 
 def adopt_parameters(
@@ -86,11 +44,10 @@ def adopt_parameters(
         optimizers: the optimizers.
         leaving: parameters that the network no longer has, or does not train.
         arriving: pairs of a parameter of the network and the weight of its layer. Those that are there already stay;
-            one whose layer's weight is in no group joins the first.
+            others join as :func:`~pl_dendrites.training.groups.group_for` says.
     """
     optimizers = list(optimizers)
     gone = {id(parameter) for parameter in leaving}
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in [p for p in group["params"] if id(p) in gone]:
@@ -98,14 +55,39 @@ def adopt_parameters(
             keep = [id(p) not in gone for p in group["params"]]
             for key in [key for key in ("params", "param_names") if key in group]:
                 group[key][:] = [entry for entry, kept in zip(group[key], keep, strict=True) if kept]
-    owners = {id(parameter): group for group in groups for parameter in group["params"]}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    there = {id(parameter) for group in groups for parameter in group["params"]}
     for parameter, weight in arriving:
-        if id(parameter) not in owners and groups:
-            group = owners.get(id(weight), groups[0])
+        if id(parameter) not in there and groups:
+            group = group_for(optimizers, parameter, weight) or groups[0]
             group["params"].append(parameter)
-            owners[id(parameter)] = group
+            there.add(id(parameter))
             if "param_names" in group:
                 group["param_names"].append(f"dendrites.{len(group['params']) - 1}")
+
+
+def trained(network: DendriticNetwork) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """What optimizers are to hold of a network's dendrites, each with the weight of its layer."""
+    alone = {id(p) for name, d in network.layers.items() if name in network.left_alone for p in d.parameters()}
+    return ((parameter, weight) for parameter, weight in network.trained_parameters() if id(parameter) not in alone)
+
+
+def leave_unheld_alone(optimizers: Sequence[Optimizer], network: DendriticNetwork) -> None:
+    """Let layers that no optimizer trains get no dendrites, which one would have to train.
+
+    Args:
+        optimizers: the optimizers; without any, nothing is said of any layer.
+        network: the network.
+
+    Raises:
+        MisconfigurationException: if no layer is left.
+    """
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    unheld = [name for name, own in network.own_parameters().items() if held and not any(id(p) in held for p in own)]
+    reason = "no optimizer holds its parameters: name it in `targets` to let it grow"
+    if len(unheld) == len(network.targets):
+        raise MisconfigurationException(f"no layer can have dendrites. {', '.join(map(repr, unheld))}: {reason}")
+    network.leave_alone(unheld, reason)
 
 
 @contextmanager
@@ -118,7 +100,7 @@ def following(optimizers: Iterable[Optimizer], network: DendriticNetwork) -> Ite
     """
     before = [weight for weight, _ in network.trained_parameters()]
     yield
-    after = list(network.trained_parameters())
+    after = list(trained(network))
     stay = {id(weight) for weight, _ in after}
     adopt_parameters(optimizers, [weight for weight in before if id(weight) not in stay], after)
 

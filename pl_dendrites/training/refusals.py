@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.training.groups import group_for
 from pl_dendrites.training.trainer import callbacks_of, has_communication_state, is_a, shards
 
-__all__ = ["refuse_optimizers", "refuse_unsupported"]
+__all__ = ["refuse_homeless", "refuse_optimizers", "refuse_unsupported"]
 
 _REFUSED = {
     "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
@@ -110,3 +115,24 @@ def refuse_optimizers(trainer: pl.Trainer) -> None:
                     f"{name} {manner} its parameters once and cannot take in those of new dendrites. Use another"
                     " optimizer."
                 )
+
+
+def refuse_homeless(optimizers: Sequence[Optimizer], network: DendriticNetwork) -> None:
+    """Raise where no optimizer could take in the output weights of a layer's dendrites, which are a vector.
+
+    Args:
+        optimizers: the model's; without any, nothing is said.
+        network: the network.
+
+    Raises:
+        MisconfigurationException: says which one holds the layer and what to do.
+    """
+    for name, own in network.own_parameters().items() if optimizers else ():
+        weight = max(own, key=Tensor.dim)
+        if group_for(optimizers, nn.Parameter(weight.new_zeros(2)), weight) is None:
+            kinds = ", ".join(sorted({type(optimizer).__name__ for optimizer in optimizers}))
+            raise MisconfigurationException(
+                f"no group of the model's optimizers ({kinds}) takes in a vector, and the output weights of the"
+                f" dendrites of '{name}' are one for each dendrite. Let another optimizer hold something, biases or a"
+                " head, say AdamW: the output weights then join it."
+            )

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from pl_dendrites.training.processes import Processes
-from pl_dendrites.training.trainer import is_validated
+from pl_dendrites.training.trainer import logs_itself
 
 __all__ = ["Score", "TrainingLoss"]
 
@@ -20,19 +20,38 @@ class Score:
     """Reads a metric once for each time that it was measured.
 
     Lightning keeps the last value of every metric, so that there is one at each epoch's end, whenever it was measured.
-    A metric that a validation logged is read when one ends; any other is one of training, read when an epoch ends.
+    A metric that a validation logs is read when one ends; any other is one of training, read when an epoch ends. Where
+    both log one name, validation decides, from the first time that it does.
 
     With several processes it is the mean over them, the same in all.
 
     Args:
         monitor: name of the metric.
+
+    Attributes:
+        settled: whether it is known where the metric comes from, so that decisions can rest on it.
     """
 
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
+        self.settled = True
         self._source: Literal["validation", "training"] | None = None
-        self._validated = False
+        self._validated = self._logged = False
         self._batches = -1
+
+    def after_check(self, trainer: pl.Trainer) -> bool:
+        """Look at what the validation that just ended logged, be it the one before training, whose values say nothing.
+
+        Args:
+            trainer: the Trainer.
+
+        Returns:
+            Whether scores so far were those of training, and are worth nothing any more.
+        """
+        if self._source == "validation" or self._agreed(trainer, logs_itself(trainer, self.monitor)) is None:
+            return False
+        before, self._source, self.settled = self._source, "validation", True
+        return before == "training"
 
     def after_validation(self, trainer: pl.Trainer, batches: int) -> float | None:
         """The value that the validation which just ended logged; ``None`` if it logged none.
@@ -41,12 +60,17 @@ class Score:
             trainer: the Trainer.
             batches: trained so far.
         """
-        self._validated = True
-        value = self._agreed(trainer, is_validated(trainer, self.monitor))
-        if self._source == "training" or value is None:
-            return None
-        self._source = "validation"
-        return self._read(value, batches)
+        self._validated = self.settled = True
+        return self._read(self._agreed(trainer, logs_itself(trainer, self.monitor)), batches)
+
+    def may_come(self, trainer: pl.Trainer) -> bool:
+        """Whether the value of the epoch that ends is yet to be logged, if it is: by the model when its epoch ends.
+
+        Args:
+            trainer: the Trainer.
+        """
+        own = self._source != "validation"
+        return own and self._agreed(trainer, logs_itself(trainer, self.monitor)) is None
 
     def after_epoch(self, trainer: pl.Trainer, batches: int) -> float | None:
         """The value over the training epoch which just ended; ``None`` if the metric is one of validation.
@@ -58,15 +82,39 @@ class Score:
         Raises:
             MisconfigurationException: if nothing logs the metric; lists what is logged.
         """
-        value = self._agreed(trainer, self.monitor in trainer.callback_metrics)
+        if self._source == "validation":
+            return None
+        value = self._agreed(trainer, logs_itself(trainer, self.monitor))
+        self._logged |= value is not None
+        if not self._logged:  # what was never logged in an epoch's own way may have been put there
+            value = self._agreed(trainer, self.monitor in trainer.callback_metrics)
+        known = self._validated or not trainer.enable_validation
         if self._source is None and value is not None:
             self._source = "training"
-        if self._source is None and (self._validated or not trainer.enable_validation):
-            raise MisconfigurationException(
-                f"DendriteCallback(monitor={self.monitor!r}): no such metric was logged by the end of an epoch. Logged"
-                f" are: {sorted(trainer.callback_metrics)}. A metric of training must be logged in `training_step`."
-            )
-        return self._read(value, batches) if self._source == "training" else None
+        if self._source is None and known:
+            self._refuse(trainer, "an epoch")
+        # A validation to come may log it too, and then decides.
+        self.settled = known
+        return self._read(value, batches)
+
+    def refuse_silence(self, trainer: pl.Trainer) -> None:
+        """Raise at the end of a fit in which nothing ever logged the metric.
+
+        Args:
+            trainer: the Trainer.
+
+        Raises:
+            MisconfigurationException: lists what is logged.
+        """
+        if self._source is None:
+            self._refuse(trainer, "training")
+
+    def _refuse(self, trainer: pl.Trainer, when: str) -> None:
+        raise MisconfigurationException(
+            f"DendriteCallback(monitor={self.monitor!r}): no such metric was logged by the end of {when}. Logged"
+            f" are: {sorted(trainer.callback_metrics)}. A metric of training must be logged in `training_step` or in"
+            " `on_train_epoch_end`, one of validation in a validation: see `check_val_every_n_epoch`."
+        )
 
     def _agreed(self, trainer: pl.Trainer, there: bool) -> float | None:
         # Logged without `sync_dist`, or by one process alone, it differs; what is decided by it must not.

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim import Optimizer
 
-from pl_dendrites.training.optimizers import OptimizerSettings
+from pl_dendrites.training.restart import OptimizerSettings
 from pl_dendrites.training.trainer import Shadows, no_early_stopping, no_validation, unwrap
 
 __all__ = ["StandStill"]
@@ -36,7 +36,7 @@ class StandStill:
         self.toggled: Optimizer | None = None
         self._module, self._strategy, self._released = trainer.lightning_module, trainer.strategy, False
         unwrap(trainer)
-        self._settings = OptimizerSettings(trainer)
+        self._settings = OptimizerSettings(trainer, whole=False)
         self._set_aside = self._strategy.lr_scheduler_configs
         if self._module.automatic_optimization:
             self._strategy.lr_scheduler_configs = []

@@ -20,16 +20,18 @@ __all__ = [
     "BeforeLoading",
     "ProgressBar",
     "Shadows",
+    "after_epoch_of",
     "bar_aside",
     "callbacks_of",
     "computing_dtype",
     "gradient_scaler",
     "has_communication_state",
     "is_a",
-    "is_validated",
     "logged_hyperparameters",
     "logging_step",
     "logs_default_result",
+    "logs_itself",
+    "loss_scale",
     "no_early_stopping",
     "no_validation",
     "shards",
@@ -170,10 +172,16 @@ def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
-def is_validated(trainer: pl.Trainer, metric: str) -> bool:
-    """Whether the validation that just ended logged a metric.
+def loss_scale(trainer: pl.Trainer) -> torch.Tensor | None:
+    """What Lightning multiplies the loss by before a backward pass, where the device has it; ``None``: by nothing."""
+    scaler = gradient_scaler(trainer)
+    return None if scaler is None else scaler._scale
 
-    ``callback_metrics`` also holds metrics of training: then not yet their means over the epoch, but older values.
+
+def logs_itself(trainer: pl.Trainer, metric: str) -> bool:
+    """Whether the loop that is at its end, be it an epoch's or a validation's, logged a metric.
+
+    ``callback_metrics`` also holds what others logged, and what an earlier epoch did.
     """
     own = metric in trainer._logger_connector.metrics["callback"]
     return own or ("/dataloader_idx_" in metric and metric in trainer.callback_metrics)
@@ -189,6 +197,24 @@ def computing_dtype(module: Any) -> torch.dtype | None:
     state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
     dtype: torch.dtype | None = getattr(getattr(state, "_mp_policy", None), "param_dtype", None)
     return dtype
+
+
+def after_epoch_of(module: pl.LightningModule, then: Callable[[], None]) -> Shadows:
+    """Do something once, when the model's own ``on_train_epoch_end`` is over: no callback's comes after it.
+
+    Args:
+        module: the model, whose turn has yet to come.
+        then: called after it.
+    """
+    shadows, own = Shadows(), module.on_train_epoch_end
+
+    def own_and_then() -> None:
+        shadows.release()
+        own()
+        then()
+
+    shadows.put(module, "on_train_epoch_end", own_and_then)
+    return shadows
 
 
 class BeforeLoading:

@@ -143,21 +143,26 @@ def reference_error(layer: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor
     return torch.autograd.grad(loss(out), out)[0]
 
 
-def reference_gradients(layer: nn.Module, uses: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def reference_gradients(
+    layer: nn.Module, uses: Iterable[tuple[Tensor, Tensor]], together: bool = False
+) -> list[Tensor]:
     """Autograd's gradient of minus the absolute covariances for each candidate parameter.
 
     Args:
         layer: a layer with candidates.
-        uses: its input and the error at its output, in the order in which the backward pass meets them. The sign of a
-            use is that of the covariances' running average (momentum 0.95) up to it.
+        uses: its input and the error at its output, in the order in which backward passes meet them. The sign of a
+            pass is that of the covariances' running average (momentum 0.95) up to its first use.
+        together: whether one backward pass meets all of them, or each has its own.
     """
     average: Tensor | float = 0.0
+    sign: Tensor | None = None
     objective = torch.zeros((), dtype=torch.float64)
     for x, error in uses:
         outputs, errors = samples(reference_pool(layer, x), layer, 1), samples(error, layer)
         covariance = ((outputs - outputs.mean(1, keepdim=True)) * (errors - errors.mean(0))).sum(1)
         average = 0.95 * average + 0.05 * covariance.detach()
-        objective = objective + (average.sign() * covariance).sum()
+        sign = average.sign() if sign is None or not together else sign
+        objective = objective + (sign * covariance).sum()
     parameters = list(layer.dendrites.candidates.parameters())
     return list(torch.autograd.grad(-objective, parameters, materialize_grads=True))
 

@@ -133,15 +133,15 @@ class UsedTwice(nn.Module):
 
 
 @pytest.mark.parametrize("dendrites", [0, 2])
-def test_uses_of_one_layer_add_up_with_the_sign_of_the_running_average(dendrites: int) -> None:
+def test_uses_of_one_layer_add_up_with_one_sign(dendrites: int) -> None:
     layer = nn.Linear(6, 6)
     network = started(layer, dendrites, model=UsedTwice(layer))
     x = random_input((11, 6))
     network.model(x).backward()
     _, uses = two_uses(layer, x)
-    expected = reference_gradients(layer, uses)
-    with_own_signs = sum(reference_gradients(layer, [use])[1] for use in uses)
-    assert (with_own_signs - expected[1]).norm() > 1e-3, "no sign differs: a case that tests nothing"
+    expected = reference_gradients(layer, uses, together=True)
+    with_signs_that_move = reference_gradients(layer, uses)[1]
+    assert (with_signs_that_move - expected[1]).norm() > 1e-3, "no sign differs: a case that tests nothing"
     assert_gradients(layer, expected)
     errors = torch.cat([error for _, error in uses])
     outputs = torch.cat([reference_pool(layer, seen).detach() for seen, _ in uses], 1)
@@ -181,7 +181,7 @@ def test_activation_checkpointing_changes_no_gradient_and_counts_no_sample_twice
     x = random_input((11, 6))
     checkpoint(network.model, x, use_reentrant=False).backward()
     _, uses = two_uses(layer, x)
-    assert_gradients(layer, reference_gradients(layer, uses))
+    assert_gradients(layer, reference_gradients(layer, uses, together=True))
     assert layer.dendrites.candidates.moments.samples.tolist() == [22.0] * 6
 
 

@@ -439,3 +439,97 @@ def test_candidates_that_are_to_be_sparse_have_a_stage_before_and_one_after() ->
         assert [machine.end_epoch(rose=False).kind for _ in range(2)] == ["continue", stage]
         machine.commit()
     assert (machine.phase, machine.dendrites) == ("base", 1)
+
+
+# -- scores of another kind, and none -----------------------------------------------------------------------------
+
+
+def test_a_base_phase_of_fixed_length_waits_for_its_first_score() -> None:
+    machine = PhaseMachine("max", base_epochs=2, max_correlation_epochs=1)
+    assert [machine.end_epoch().kind for _ in range(3)] == ["continue"] * 3
+    machine.step(math.nan)
+    with pytest.raises(ValueError, match="never finite"):
+        machine.end_epoch()
+    machine.step(1.0)
+    assert machine.end_epoch().kind == "correlate"
+
+
+@pytest.mark.parametrize("options", [{"patience": 1}, {"base_epochs": 1}], ids=str)
+def test_no_base_phase_ends_by_scores_that_may_not_decide(options: dict[str, int]) -> None:
+    machine = PhaseMachine("max", **options)
+    for _ in range(4):
+        kinds = [machine.step(1.0, settled=False).kind, machine.end_epoch(settled=False).kind]
+        assert kinds == ["continue", "continue"]
+    machine.step(1.0)
+    assert (machine.pending or machine.end_epoch()).kind == "correlate"
+
+
+def test_forgotten_scores_are_not_to_be_beaten() -> None:
+    machine = PhaseMachine("max", patience=2)
+    machine.step(9.0)
+    machine.end_epoch(loss=3.0)
+    machine.forget_scores()
+    assert (machine.best, machine.phase_best, machine.scores) == (None, None, [])
+    assert machine.step(1.0).is_best
+    decide(machine)
+    machine.commit()
+    machine.forget_scores()
+    machine.step(NAN)
+    machine.step(2.0)  # of the network that stands still, which is the best one
+    assert machine.best == 2.0
+
+
+# -- which base phases try a set ----------------------------------------------------------------------------------
+
+
+def test_a_fit_that_goes_on_after_a_correlation_phase_tries_no_set() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=1, max_correlation_epochs=1)
+    decide(machine)
+    assert machine.accepted is None
+    machine.commit()
+    machine.wind_up()
+    assert (machine.phase, machine.cycle, machine.accepted) == ("base", 1, None)
+    decide(machine)
+    grow(machine)
+    assert machine.accepted is False
+    machine.step(2.0)
+    assert machine.accepted is True
+    machine.wind_up()
+    assert machine.accepted is None
+
+
+def test_an_older_state_does_not_tell_whether_a_set_was_tried() -> None:
+    machine = PhaseMachine("max", patience=1, correlation_patience=1)
+    decide(machine)
+    grow(machine)
+    machine.step(2.0)
+    new = {"tries_set", "dense_epochs", "loss_at_start", "loss_rise"}
+    older = {key: value for key, value in machine.state_dict().items() if key not in new}
+    again = PhaseMachine("max", patience=1, correlation_patience=1)
+    again.load_state_dict(older)
+    assert again.accepted is True
+
+
+# -- overfitting --------------------------------------------------------------------------------------------------
+
+LOSSES = {
+    "from the start": ([3.0, 2.0, 1.0, 0.5, 0.2], 1, True),
+    "in the end": ([3.0, 1.0, 0.5, 0.2, 0.19, 0.18], 3, False),
+    "it does not fall": ([3.0, 1.0, 1.0, 1.0], 1, False),
+    "it rises": ([1.0, 2.0, 3.0], 0, False),
+    "chance": ([2.301, 2.303, 2.300, 2.302, 2.3005], 0, False),
+    "a spike before": ([3.0, 9.0, 2.0, 1.0, 0.5], 2, True),
+}
+
+
+@pytest.mark.parametrize(("scale", "constant"), [(1.0, 0.0), (1.0, 50.0), (1.0, -7.0), (1e-3, 0.0), (200.0, -1e3)])
+@pytest.mark.parametrize(("losses", "best", "overfits"), LOSSES.values(), ids=LOSSES.keys())
+def test_what_a_loss_is_counted_from_and_in_says_nothing_of_overfitting(
+    losses: list[float], best: int, overfits: bool, scale: float, constant: float
+) -> None:
+    machine = PhaseMachine("max", base_epochs=len(losses))
+    for epoch, loss in enumerate(losses):
+        machine.step(1.0 if epoch == best else 0.0)
+        decision = machine.end_epoch(loss=scale * loss + constant)
+    assert decision.kind == "correlate"
+    assert ("overfits" in decision.reason) == overfits

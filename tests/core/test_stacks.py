@@ -310,3 +310,27 @@ def test_grow_draws_other_inputs_for_each_node_and_leaves_random_numbers_alone()
 def test_every_mixture_is_exported(make: Callable[[], nn.Module], forms: list[Form]) -> None:
     layer, x = make_layer(make, forms).eval(), random_input((3, 5, 5))
     torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+def test_an_input_that_never_varies_is_not_kept() -> None:
+    """As border pixels are: their weights stay as they were drawn, and the largest of these would win."""
+    layer = nn.Linear(12, 3)
+    network = attach(layer, fan_in=4)
+    network.start_candidates(2, torch.Generator().manual_seed(0))
+    x = torch.randn(256, 12) * 1e-3
+    x[:, :4], x[:, 8:] = torch.randn(256, 4), 5.0
+    layer(x[:128]).square().mean().backward()
+    layer(x[128:]).square().mean().backward()
+    network.keep_strongest()
+    assert sorted(set(network.candidates[""].nodes.inputs.flatten().tolist())) == [0, 1, 2, 3]
+
+
+def test_channels_that_never_vary_are_not_kept() -> None:
+    layer = nn.Conv2d(8, 4, 3, groups=2)
+    network = attach(layer, fan_in=1)
+    network.start_candidates(2, torch.Generator().manual_seed(0))
+    x = torch.ones(6, 8, 5, 5)
+    x[:, [1, 6]] = torch.randn(6, 2, 5, 5)
+    layer(x).square().mean().backward()
+    network.keep_strongest()
+    assert network.candidates[""].nodes.inputs.view(2, 4).tolist() == [[1, 1, 6, 6]] * 2

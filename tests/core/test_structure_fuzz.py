@@ -231,7 +231,9 @@ def misfits(model: nn.Module, state: State) -> set[str]:
     return {key for key, value in state.items() if is_dendrite_key(key) and there.get(key) != value.shape}
 
 
-several = pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+several = pytest.mark.parametrize(
+    "number", [250, pytest.param(1000, marks=pytest.mark.long), pytest.param(10_000, marks=pytest.mark.slow)]
+)
 
 
 @several

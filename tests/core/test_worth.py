@@ -17,7 +17,7 @@ def test_worth_is_the_squared_gradient_of_the_output_weight_of_a_dendrite_with_u
     outputs = (outputs - outputs.mean(1, keepdim=True)) / outputs.std(1, keepdim=True, correction=0)
     error = torch.randn(500, 3, generator=generator, dtype=torch.float64) * torch.tensor([0.1, 1.0, 10.0])
     weight = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
-    loss = ((weight[:, None] * outputs) * (error - error.mean(0))).mean(1).sum()
+    loss = ((weight[:, None] * outputs) * (error - error.mean(0))).sum()
     (gradient,) = torch.autograd.grad(loss, weight)
     torch.testing.assert_close(worth_of(batch_moments(outputs, error, -1)[0], inputs=0), gradient.square().amax(0))
 
@@ -30,8 +30,8 @@ def test_weights_that_fit_noise_are_worth_nothing_in_the_mean() -> None:
         inputs = torch.cat([x, torch.ones(100, 1)], 1)
         fitted = inputs @ torch.linalg.lstsq(inputs, error).solution
         moments, _ = batch_moments(fitted[None], error, -1)
-        plain.append(float(worth_of(moments, 0)))
-        adjusted.append(float(worth_of(moments, 20)))
+        plain.append(float(worth_of(moments, 0)) / 100**2)
+        adjusted.append(float(worth_of(moments, 20)) / 100**2)
     assert sum(plain) / 200 == pytest.approx(0.2, abs=0.02)
     assert sum(adjusted) / 200 < 0.05  # not nothing, for what is below counts as nothing
 
@@ -53,6 +53,47 @@ def test_the_worthiest_neurons_for_their_parameters_are_chosen_within_the_budget
         assert found == expected
     assert {name: neurons.tolist() for name, neurons in choose_neurons(offers, 1e-6).items()} == {"dear": [0]}
     assert all(1 not in neurons for name, neurons in choose_neurons(offers, 0.999).items() if name == "cheap")
+
+
+def test_one_that_does_not_fit_makes_way_for_what_is_worth_less_and_does() -> None:
+    offers = {
+        "large": Offer(torch.tensor([9.0, 9.0]), 50, together=True),
+        "small": Offer(torch.tensor([1.0, 0.5, 0.0]), 10, together=False),
+    }
+    chosen = choose_neurons({**offers, "first": Offer(torch.tensor([5.0]), 10, together=False)}, 30 / 140)
+    assert {name: neurons.tolist() for name, neurons in chosen.items()} == {"first": [0], "small": [0, 1]}
+
+
+def test_with_fewer_samples_than_inputs_what_correlates_most_is_chosen() -> None:
+    """None can be told from noise then; it is not the first neuron each time."""
+    random = torch.Generator().manual_seed(0)
+    outputs, error = torch.randn(1, 6, 3, generator=random), torch.randn(6, 3, generator=random)
+    error /= error.std(0)
+    outputs[0, :, 2] = error[:, 2] + 0.01 * outputs[0, :, 2]
+    moments = batch_moments(outputs, error, -1)[0]
+    offer = Offer(worth_of(moments, 20).clamp(max=0), 5, together=False, seen=worth_of(moments, 0))
+    assert choose_neurons({"a": offer}, 0.01)["a"].tolist() == [2]
+
+
+@pytest.mark.parametrize("positions", [4, 16])
+def test_a_feature_map_is_worth_what_its_one_weight_does_at_all_positions(positions: int) -> None:
+    """A convolution of one pixel beside a Linear that sees the same: each loss is a mean over its batch."""
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 5, positions, generator=random), torch.randn(32, 3, positions, generator=random)
+    line, point = nn.Linear(5, 3), nn.Conv1d(5, 3, 1)
+    with torch.no_grad():
+        point.weight.copy_(line.weight[..., None])
+        point.bias.copy_(line.bias)
+    worths = []
+    for layer, inputs, wanted in (
+        (line, x[..., 0], y[..., 0]),
+        (point, x[..., :1].expand_as(x), y[..., :1].expand_as(y)),
+    ):
+        network = attach(layer)
+        network.start_candidates(2, torch.Generator().manual_seed(1))
+        (layer(inputs) - wanted).square().flatten(1).sum(1).mean().backward()
+        worths.append(worth_of(network.candidates[""].moments, 0))
+    torch.testing.assert_close(worths[1], worths[0] * positions**2, rtol=1e-3, atol=0)
 
 
 def test_a_set_on_some_neurons_takes_its_share_of_parameters_and_those_with_most_to_gain() -> None:

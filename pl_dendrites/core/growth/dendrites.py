@@ -125,8 +125,11 @@ class Dendrites(nn.ModuleList):
         own = self.kind.output(out)
         if not self.called:
             self.called = True
-        # Without gradients nothing is learned: validation, and the first pass of a reentrant activation checkpoint.
-        candidates = self.candidates if torch.is_grad_enabled() else None
+        # Without gradients nothing is learned: the first pass of a reentrant activation checkpoint. A validation may
+        # well have gradients, and is not listened to.
+        candidates = self.candidates
+        if candidates is not None and not (candidates.listening and torch.is_grad_enabled()):
+            candidates = None
         if candidates is None and not len(self):
             return out
         total = own

@@ -189,6 +189,10 @@ class LayerKind(ABC):
                 of random numbers is left alone; ``None``: PyTorch's default one.
         """
 
+    def begin_epoch(self, nodes: nn.Module) -> None:
+        """An epoch of candidates that learn begins: what nodes remember of batches is to be of this one alone."""
+        return
+
     @abstractmethod
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """What a node set computes beside its layer.

@@ -165,23 +165,29 @@ class Sparse(LayerKind):
         return apart
 
     @torch.no_grad()
-    def strongest(self, nodes: nn.Module, count: int) -> list[dict[str, Tensor]]:
-        """Of nodes that see all inputs, what they are with their strongest ones alone: those of the largest weights.
+    def strongest(self, nodes: nn.Module, count: int, deviation: Tensor | None = None) -> list[dict[str, Tensor]]:
+        """Of nodes that see all inputs, what they are with their strongest ones alone.
+
+        The strength of an input is its weight times its standard deviation: one that never varies, a pixel at the
+        border say, keeps the weight that it was drawn with, and does nothing.
 
         Args:
             nodes: a set that the dense kind made.
             count: nodes per neuron.
+            deviation: of each input, of all groups; ``None``: all are alike.
 
         Returns:
             For each node of every neuron values that :meth:`put` takes. A weight that stays is what it was.
         """
-        return [self._keep(self._dense.take(nodes, j)) for j in range(count)]
+        return [self._keep(self._dense.take(nodes, j), deviation) for j in range(count)]
 
-    def _keep(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _keep(self, values: dict[str, Tensor], deviation: Tensor | None) -> dict[str, Tensor]:
         strength = values["weight"].reshape(self._dense.neurons, self.inputs, -1).norm(dim=2)
-        kept = strength.topk(self.fan_in, 1).indices.sort(1).values
-        rows = torch.arange(len(kept), device=kept.device)
+        rows = torch.arange(len(strength), device=strength.device)
         group = rows // (self._dense.neurons // self._dense.groups)
+        if deviation is not None:
+            strength = strength * deviation.view(self._dense.groups, self.inputs)[group]
+        kept = strength.topk(self.fan_in, 1).indices.sort(1).values
         return {
             "inputs": kept + self.inputs * group[:, None],
             "weight": values["weight"][rows[:, None], kept],

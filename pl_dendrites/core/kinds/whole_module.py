@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from pl_dendrites.core.kinds.base import Inputs, LayerKind, kind_class, plain_class, plain_kind, register, weight_of
@@ -197,6 +198,13 @@ class WholeModule(LayerKind):
             if generator is not None:
                 torch.set_rng_state(users)
         nodes.to(device)
+
+    def begin_epoch(self, nodes: nn.Module) -> None:
+        """Have normalisation layers take the plain mean over the epoch: a dendrite is one with it for good."""
+        for module in nodes.modules():
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                module.momentum = None  # cumulative
+                module.reset_running_stats()
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""

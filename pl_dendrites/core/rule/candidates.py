@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.activations import ACTIVATIONS
-from pl_dendrites.core.kinds import Inputs, LayerKind, Sparse, weight_of
+from pl_dendrites.core.activations import ACTIVATIONS, UNBOUNDED
+from pl_dendrites.core.kinds import Inputs, LayerKind, LinearConv, Sparse, inputs_of, weight_of
+from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.correlation import covariance_gradient, pearson
-from pl_dendrites.core.rule.moments import Moments, batch_moments, merge_moments
-from pl_dendrites.core.tensors import per_neuron
+from pl_dendrites.core.rule.inputs import InputSpread
+from pl_dendrites.core.rule.moments import Moments, batch_moments, merge_moments, scaled_errors
+from pl_dendrites.core.tensors import below_transforms, per_neuron
 
 __all__ = ["Candidates"]
 
 _SIGN_MOMENTUM = 0.95
+# The covariance makes outputs ever larger, and past 65504 they would be infinite, and their statistics nothing.
+_MOST_IN_HALF = 1e4
 
 
 # Given to the rule: outputs of a pool and their error in, the gradient for the outputs out.
@@ -43,8 +47,13 @@ class Candidates(nn.Module):
         fan_in: inputs that each of them sees; ``None``: all.
         links: shape ``(P, k, C)``, weights from the neuron's earlier dendrites.
         pool: ``P``.
+        listening: whether the layer's uses are looked at: those of training, not those of a validation.
         watching: whether errors that come are taken in.
         copies: whether the pool must have a copy of the layer's input, which the model may change in place.
+        loss_scale: what the loss was multiplied by before the backward pass; ``None``: nothing.
+        epoch: how often statistics began anew.
+        spread_of_inputs: how much each input varies, if anybody wants to know.
+        common_scale: what makes a sample count the same in whatever batch it comes.
         notes: where uses of the layer and their errors are noted, to be taken in later by
             :class:`~pl_dendrites.core.rule.processes.JointLearning`; ``None``: the backward pass itself takes them in.
 
@@ -80,6 +89,7 @@ class Candidates(nn.Module):
             raise RuntimeError("the neurons of the layer are not known before its first forward pass")
         self.nodes = self.kind.node_set(layer, pool).train()
         self.kind.initialise(self.nodes, generator)
+        self.kind.begin_epoch(self.nodes)
         reference = weight_of(layer)
         device = reference.device
         self.links = nn.Parameter(torch.zeros(pool, below, neurons, device=device, dtype=reference.dtype))
@@ -90,8 +100,14 @@ class Candidates(nn.Module):
         self.register_buffer("running_covariance", torch.zeros(pool, neurons, device=device, dtype=wide))
         self.register_buffer("reference", torch.zeros(neurons, device=device, dtype=wide))
         self.register_buffer("missed", torch.tensor(False, device=device), persistent=False)
-        self.watching = True
+        self.common_scale = CommonScale(device)
+        self.listening = self.watching = True
         self.copies = False
+        self.epoch = 0
+        self.loss_scale: Tensor | None = None
+        self.spread_of_inputs: InputSpread | None = None
+        self._pass, self._sign = -1, torch.empty(0)  # the backward pass that was last, and the sign in it
+        self._of_pass = self._ahead = 0  # samples in it, and in forward passes since
         self.notes: _Notes | None = None
 
     def forward(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> Tensor:
@@ -110,6 +126,8 @@ class Candidates(nn.Module):
         for j, output in enumerate(dendrites):
             link = per_neuron(self.links[:, j], dim, output.ndim).to(total.dtype)
             total = torch.addcmul(total, link, output.to(total.dtype))
+        if total.dtype == torch.float16 and self.activation in UNBOUNDED:
+            total = total.clamp(-_MOST_IN_HALF, _MOST_IN_HALF)
         return ACTIVATIONS[self.activation](total)
 
     def watched(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> tuple[Tensor, Observe]:
@@ -121,8 +139,12 @@ class Candidates(nn.Module):
             The pool's outputs and :meth:`observe`; or, if errors are to be noted only, what notes them together with
             this use of the layer, and nothing that it needs.
         """
+        if self.spread_of_inputs is not None and isinstance(self.kind, LinearConv):
+            self.spread_of_inputs.add(below_transforms(self.kind.input_of(inputs, live=False)), self.kind.dim)
         if self.notes is not None:
             return self.notes.watch(inputs, out, dendrites)
+        if torch._C._current_graph_task_id() < 0:  # else a forward pass is recomputed, for activation checkpointing
+            self._ahead += below_transforms(out).numel() // max(out.shape[self.kind.dim], 1)
         return self(inputs, out, dendrites), self.observe
 
     @torch.no_grad()
@@ -139,26 +161,48 @@ class Candidates(nn.Module):
         """
         if not self.watching:
             return torch.zeros_like(outputs)
-        new, centred = batch_moments(outputs, error, self.kind.dim)
+        dim, scale = self.kind.dim, self.common_scale
+        if not scale.looked:
+            scale.see(*scale.look(error, dim))
+        error, real = scale.samples_of(error, dim)
+        new, centred = batch_moments(outputs, error, dim, real)
         if error.numel():  # an expert without tokens missed nothing
-            self.missed.logical_or_((new.samples == 0).any())
-        return covariance_gradient(self.take_in(new), centred, outputs, self.kind.dim)
+            self.missed.logical_or_((new.samples == 0).any() if real is None else ~new.mean_error.isfinite().all())
+        samples = self._samples(error.numel() // max(error.shape[dim], 1)) if real is None else real.sum()
+        return covariance_gradient(self.take_in(new, samples), centred, outputs, dim)
+
+    def _samples(self, own: int) -> int:
+        # Of all uses of the layer in this backward pass; those that a second pass through a graph has are its own.
+        this = torch._C._current_graph_task_id()
+        if this < 0 or this != self._pass:
+            self._of_pass, self._ahead = self._ahead or own, 0
+        return self._of_pass
 
     @torch.no_grad()
-    def take_in(self, new: Moments) -> Tensor:
+    def take_in(self, new: Moments, samples: int | Tensor) -> Tensor:
         """Take the moments of one batch into the statistics.
 
         Args:
             new: the moments.
+            samples: in the batch, of all uses of the layer; a tensor where only the device knows.
 
         Returns:
-            The sign ``(P, C)`` of the running average of the covariance.
+            The sign ``(P, C)`` of the running average of the covariance, times what brings the batch's errors to the
+            common scale. It stays one sign throughout a backward pass, however often that uses the layer.
         """
+        if self.loss_scale is not None:
+            new = scaled_errors(new, 1 / self.loss_scale)
+        factor = self.common_scale.factor(new, self.moments, samples)
+        new = scaled_errors(new, factor)
         merge_moments(self.moments, new)
-        average = self.running_covariance
-        assert isinstance(average, Tensor)
-        average.lerp_(new.covariance.nan_to_num(0.0, 0.0, 0.0), 1 - _SIGN_MOMENTUM)
-        return average.sign()
+        average, covariance = self.get_buffer("running_covariance"), new.covariance.nan_to_num(0.0, 0.0, 0.0)
+        this = torch._C._current_graph_task_id()
+        if this >= 0 and this == self._pass:
+            average.add_(covariance, alpha=1 - _SIGN_MOMENTUM)  # all uses together are what the average moves towards
+        else:
+            average.lerp_(covariance, 1 - _SIGN_MOMENTUM)
+            self._pass, self._sign = this, average.sign()
+        return self._sign if isinstance(factor, float) else self._sign * factor
 
     @property
     def moments(self) -> Moments:
@@ -176,7 +220,8 @@ class Candidates(nn.Module):
 
     def saw_error(self) -> bool:
         """Whether any neuron of the layer had an error since the last reset: false if the layer is not used."""
-        return bool((self.moments.square_error > 0).any())
+        moments = self.moments
+        return bool(((moments.square_error > 0) | (moments.mean_error != 0)).any())
 
     def missed_error(self) -> bool:
         """Whether the error of any neuron was not finite since this was last asked."""
@@ -184,9 +229,26 @@ class Candidates(nn.Module):
         self.missed.zero_()
         return missed
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; a state may be older than what came later."""
+        since = {
+            key: value
+            for key, value in self.state_dict().items()
+            if key.startswith(("common_scale.", "spread_of_inputs."))
+        }
+        return super().load_state_dict({**since, **state_dict}, strict, assign)
+
+    def watch_inputs(self, layer: nn.Module) -> None:
+        """From now on see how much each input varies, which :meth:`keep_strongest` wants to know.
+
+        Args:
+            layer: the layer; it is read, not kept.
+        """
+        self.spread_of_inputs = InputSpread(inputs_of(layer), self.links.device)
+
     @torch.no_grad()
     def keep_strongest(self, layer: nn.Module, fan_in: int) -> None:
-        """From now on let each candidate see its strongest inputs alone, those with the largest weights.
+        """From now on let each candidate see its strongest inputs alone: by weight times standard deviation.
 
         Statistics begin anew; the running sign of the covariance stays.
 
@@ -202,9 +264,10 @@ class Candidates(nn.Module):
             raise RuntimeError(f"the candidates see {self.fan_in} inputs each already")
         kind, nodes = Sparse(layer, fan_in), self.nodes
         self.nodes = kind.node_set(layer, self.pool).train()
-        for place, values in enumerate(kind.strongest(nodes, self.pool)):
+        deviation = None if self.spread_of_inputs is None else self.spread_of_inputs.deviation()
+        for place, values in enumerate(kind.strongest(nodes, self.pool, deviation)):
             kind.put(self.nodes, place, values)
-        self.kind, self.fan_in = kind, fan_in
+        self.kind, self.fan_in, self.spread_of_inputs = kind, fan_in, None
         self.reset()
         self.get_buffer("reference").zero_()
 
@@ -228,5 +291,8 @@ class Candidates(nn.Module):
     @torch.no_grad()
     def reset(self) -> None:
         """Start a new epoch of statistics. The running sign and the reference stay."""
+        self.epoch += 1
+        self.kind.begin_epoch(self.nodes)
+        self.common_scale.looked = False
         for value in self.moments:
             value.zero_()

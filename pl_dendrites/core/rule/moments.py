@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pl_dendrites.core.tensors import per_neuron
 
-__all__ = ["Moments", "Sums", "batch_moments", "merge_moments"]
+__all__ = ["Moments", "Sums", "batch_moments", "merge_moments", "scaled_errors"]
 
 
 class Moments(NamedTuple):
@@ -120,7 +120,7 @@ class Sums(NamedTuple):
         )
 
 
-def batch_moments(outputs: Tensor, error: Tensor, dim: int) -> tuple[Moments, Tensor]:
+def batch_moments(outputs: Tensor, error: Tensor, dim: int, real: Tensor | None = None) -> tuple[Moments, Tensor]:
     """Moments of one batch, and the centred error that is the gradient of the covariance.
 
     A neuron whose error is not finite anywhere in the batch counts as having no samples there, so that one overflow
@@ -130,6 +130,7 @@ def batch_moments(outputs: Tensor, error: Tensor, dim: int) -> tuple[Moments, Te
         outputs: shape ``(P, *error.shape)``, outputs of the candidates.
         error: gradient of the loss with respect to the layer's output, ``C`` entries along ``dim``.
         dim: the neuron dimension, counted from the end.
+        real: which positions are samples, 1 or 0, with one entry along ``dim``; ``None``: all.
 
     Returns:
         The moments, in at least single precision, and the centred error with the shape of ``error``.
@@ -143,16 +144,24 @@ def batch_moments(outputs: Tensor, error: Tensor, dim: int) -> tuple[Moments, Te
     wide = torch.promote_types(error.dtype, torch.float32)
     outputs, error = outputs.to(wide), error.to(wide)
     dims = [d for d in range(-error.ndim, 0) if d != dim]
-    size = error.numel() // max(error.shape[dim], 1)
-    mean_error, mean_output = (error.mean(dims), outputs.mean(dims)) if dims else (error, outputs)
+    size: float | Tensor = float(error.numel() // max(error.shape[dim], 1))
+    if real is not None:
+        size = real.sum()
+        share = 1 / size.clamp(min=1)
+        mean_error, mean_output = _total(error, dims) * share, _total(outputs * real, dims) * share
+    else:
+        mean_error, mean_output = (error.mean(dims), outputs.mean(dims)) if dims else (error, outputs)
     # Where the mean is not finite no deviation from it is. A torch.where by neuron would take seven times as long.
     centred = (error - per_neuron(mean_error, dim, error.ndim)).nan_to_num_(0.0, 0.0, 0.0)
     # Not torch.var_mean, which on a CPU takes ten times as long as these passes. All are over tensors as large as the
     # pool's outputs, so there is one at a time beside the deviation, which is squared in its place.
     deviation = outputs - per_neuron(mean_output, dim, error.ndim)
+    if real is not None:
+        centred.mul_(real)
+        deviation.mul_(real)
     covariance = _total(deviation * centred, dims)
     moments = Moments(
-        samples=(mean_error.abs() < math.inf) * float(size),
+        samples=(mean_error.abs() < math.inf) * size,
         mean_output=mean_output,
         mean_error=mean_error,
         square_output=_total(deviation.square_(), dims),
@@ -160,6 +169,27 @@ def batch_moments(outputs: Tensor, error: Tensor, dim: int) -> tuple[Moments, Te
         covariance=covariance,
     )
     return moments, centred
+
+
+def scaled_errors(moments: Moments, factor: Tensor | float) -> Moments:
+    """Moments of the same samples with errors that are all multiplied by a number.
+
+    Args:
+        moments: of the samples.
+        factor: the number; 1.0 costs nothing.
+
+    Example:
+        >>> one = Moments(*(torch.tensor([v]) for v in (2.0, 3.0, 1.0, 2.0, 4.0, 5.0)))
+        >>> [value.item() for value in scaled_errors(one, 2.0)]
+        [2.0, 3.0, 2.0, 2.0, 16.0, 10.0]
+    """
+    if isinstance(factor, float) and factor == 1:
+        return moments
+    return moments._replace(
+        mean_error=moments.mean_error * factor,
+        square_error=moments.square_error * (factor * factor),
+        covariance=moments.covariance * factor,
+    )
 
 
 def _total(values: Tensor, dims: list[int]) -> Tensor:

@@ -7,7 +7,7 @@ where that is cheap (:func:`gather_rows`), and candidates learn (:class:`JointLe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pl_dendrites.core.kinds import Inputs
 from pl_dendrites.core.rule.candidates import Candidates
+from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.correlation import covariance_gradient
 from pl_dendrites.core.rule.moments import Moments, Sums, batch_moments
 from pl_dendrites.core.tensors import flat_nested, is_transformed, per_neuron
@@ -279,7 +280,7 @@ class JointLearning:
     Where it communicates no more than a base step does, see :func:`gather_rows`, every
     process gets the samples of all instead, and computes the gradients of the whole batch by itself.
 
-    Several uses of a layer in one backward pass count as one batch here; without other processes each counts by itself.
+    Several uses of a layer in one backward pass count as one batch.
 
     Args:
         pools: the candidates, those of all layers in the same order in every process.
@@ -313,12 +314,14 @@ class JointLearning:
         # Since the last step: which pools have gradients of a part of a batch, and gradients of whole batches.
         self._in_parts: dict[Candidates, bool] = dict.fromkeys(self._pools, False)
         self._whole: dict[nn.Parameter, Tensor] = {}
+        self._epochs: dict[Candidates, int] = {}  # in which each pool was looked at
         self._notes = {pool: Notes(pool) for pool in self._pools}
         for pool, notes in self._notes.items():
             pool.notes = notes
 
     def learn(self) -> None:
         """Take in what the last backward pass noted, in all processes, and give the candidates their gradients."""
+        self._look()
         gathered = {} if self._gather is None else gather_rows(self._notes, self._gather)
         for pool, samples in gathered.items():
             self._learn_whole(pool, samples)
@@ -328,11 +331,31 @@ class JointLearning:
         for notes in self._notes.values():
             notes.uses.clear()  # the list stays: a second backward pass through a graph notes in it
 
+    def _look(self) -> None:
+        # At each epoch's first batch alone: what is multiplied and what is left out is the same in all processes.
+        scales = {pool: pool.common_scale for pool in self._pools if pool.epoch != self._epochs.get(pool)}
+        self._epochs.update({pool: pool.epoch for pool in scales})
+        if not scales:
+            return
+        rows = [self._looks(pool) for pool in scales]
+        flat = torch.tensor(rows, dtype=torch.float64, device=self._pools[0].links.device).flatten()
+        self._add_up(flat)
+        for scale, (largest, empty) in zip(scales.values(), flat.view(-1, 2).tolist(), strict=True):
+            scale.see(largest, float(not empty))
+
+    def _looks(self, pool: Candidates) -> tuple[float, float]:
+        # The largest error, and whether there are positions without any.
+        seen = [CommonScale.look(e, pool.kind.dim) for _, e in self._notes[pool].uses if e is not None and e.numel()]
+        largest = max((size for size, _ in seen), default=0.0)
+        return largest, float(largest > 0 and any(least == 0 for _, least in seen))
+
     def _learn_whole(self, pool: Candidates, samples: Gathered) -> None:
         outputs, error = samples.rows.outputs(pool, pool.links.dtype, samples.half), samples.rows.error
-        new, _ = batch_moments(outputs.detach(), self._scaled(error), pool.kind.dim)
-        pool.missed.logical_or_((new.samples == 0).any())
-        gradient = self._gradient(pool, new, pool.take_in(new), error, outputs)
+        scaled, real = self._samples(pool, error)
+        new, _ = batch_moments(outputs.detach(), scaled, pool.kind.dim, real)
+        pool.missed.logical_or_(~new.mean_error.isfinite().all())
+        sign = pool.take_in(new, len(error) if real is None else real.sum())
+        gradient = self._gradient(pool, new, sign, error, outputs)
         parameters = list(pool.parameters())
         # Apart from what the parameters have: that is of this process' part alone, and still to be added up.
         found = torch.autograd.grad(outputs, parameters, gradient, allow_unused=True)
@@ -343,9 +366,9 @@ class JointLearning:
     def _learn_parts(self, pools: list[Candidates]) -> None:
         outputs, gradients = [], []
         seen = {pool: [(use.outputs(), error) for use, error in self._notes[pool].uses] for pool in pools}
-        for pool, (used, new) in zip(pools, self._moments(seen), strict=True):
+        for pool, (used, samples, new) in zip(pools, self._moments(seen), strict=True):
             self._in_parts[pool] = True
-            sign = pool.take_in(new) if used else torch.zeros_like(new.covariance)
+            sign = pool.take_in(new, samples) if used else torch.zeros_like(new.covariance)
             for own, error in seen[pool]:
                 outputs.append(own)
                 gradient = torch.zeros_like(own) if error is None else self._gradient(pool, new, sign, error, own)
@@ -355,32 +378,37 @@ class JointLearning:
             torch.autograd.backward(outputs, gradients, retain_graph=True)
 
     @torch.no_grad()
-    def _moments(self, seen: Mapping[Candidates, _Seen]) -> list[tuple[bool, Moments]]:
-        # Of each pool, whether any process noted an error, and the moments over all processes.
+    def _moments(self, seen: Mapping[Candidates, _Seen]) -> list[tuple[bool, int, Moments]]:
+        # Of each pool, whether any process noted an error, and samples and moments over all processes.
         own = [self._sums(pool, uses) for pool, uses in seen.items()]
         flat = torch.cat(own)
         self._add_up(flat)
         parts = flat.split([part.numel() for part in own])
-        used = torch.stack([part[0] for part in parts]).tolist()
-        new = [self._unpack(pool, part[1:]) for pool, part in zip(seen, parts, strict=True)]
-        return list(zip([anywhere > 0 for anywhere in used], new, strict=True))
+        counted = torch.stack([part[:2] for part in parts]).tolist()
+        new = [self._unpack(pool, part[2:]) for pool, part in zip(seen, parts, strict=True)]
+        return [(used > 0, int(size), moments) for (used, size), moments in zip(counted, new, strict=True)]
 
     def _sums(self, pool: Candidates, uses: _Seen) -> Tensor:
-        used, total = 0.0, Sums.nothing(pool.moments)
+        total = Sums.nothing(pool.moments)
+        counted = total.samples.new_zeros(2)
         for outputs, error in uses:
             if error is not None:
-                used = 1.0
-                moments, _ = batch_moments(outputs, self._scaled(error), pool.kind.dim)
+                scaled, real = self._samples(pool, error)
+                size = error.numel() // max(error.shape[pool.kind.dim], 1) if real is None else real.sum()
+                counted += torch.stack([counted.new_ones(()), torch.as_tensor(size, device=counted.device)])
+                moments, _ = batch_moments(outputs, scaled, pool.kind.dim, real)
                 sums = Sums.of(moments)
                 if error.numel():
                     # One error that is not finite spoils the batch for a neuron, in whichever process it is. Unlike a
                     # zero, NaN is still seen in a sum.
-                    sums = sums._replace(samples=torch.where(moments.samples > 0, sums.samples, torch.nan))
+                    finite = moments.mean_error.isfinite()
+                    sums = sums._replace(samples=torch.where(finite, sums.samples, torch.nan))
                 total = total.plus(sums)
-        return torch.cat([total.samples.new_tensor([used]), *(value.flatten() for value in total)])
+        return torch.cat([counted, *(value.flatten() for value in total)])
 
-    def _scaled(self, error: Tensor) -> Tensor:
-        return error.to(torch.promote_types(error.dtype, torch.float32)) * self._share
+    def _samples(self, pool: Candidates, error: Tensor) -> tuple[Tensor, Tensor | None]:
+        error, real = pool.common_scale.samples_of(error, pool.kind.dim)
+        return error.to(torch.promote_types(error.dtype, torch.float32)) * self._share, real
 
     def _unpack(self, pool: Candidates, flat: Tensor) -> Moments:
         own = pool.moments
@@ -391,9 +419,10 @@ class JointLearning:
 
     def _gradient(self, pool: Candidates, new: Moments, sign: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
         dim, ndim = pool.kind.dim, error.ndim
-        centred = self._scaled(error) - per_neuron(new.mean_error, dim, ndim)
+        scaled, real = self._samples(pool, error)
+        centred = scaled - per_neuron(new.mean_error, dim, ndim)
         centred = torch.where(per_neuron(new.samples > 0, dim, ndim), centred, 0)
-        return covariance_gradient(sign, centred, outputs.detach(), dim)
+        return covariance_gradient(sign, centred if real is None else centred * real, outputs.detach(), dim)
 
     @torch.no_grad()
     def add_up_gradients(self) -> None:
@@ -407,6 +436,24 @@ class JointLearning:
         for parameter, whole in self._whole.items():
             parameter.grad = whole if parameter.grad is None else parameter.grad + whole
         self._in_parts, self._whole = dict.fromkeys(self._pools, False), {}
+
+    def gradients(self) -> list[Tensor | None]:
+        """Of each parameter what waits for a step, of all processes together. All must call this."""
+        parts = [parameter for pool in self._pools if self._in_parts[pool] for parameter in pool.parameters()]
+        if parts:
+            self._add_up_parts(parts)
+        for parameter in parts:
+            own, parameter.grad = parameter.grad, None
+            if own is not None:
+                self._whole[parameter] = self._whole[parameter] + own if parameter in self._whole else own
+        self._in_parts = dict.fromkeys(self._pools, False)
+        return [self._whole.get(parameter) for pool in self._pools for parameter in pool.parameters()]
+
+    def load_gradients(self, saved: Sequence[Tensor | None]) -> None:
+        """Go on from :meth:`gradients`; from nothing, if there were none."""
+        parameters = [parameter for pool in self._pools for parameter in pool.parameters()]
+        pairs = zip(parameters, saved, strict=True) if saved else ()
+        self._whole = {p: g.to(p.device, p.dtype, copy=True) for p, g in pairs if g is not None}
 
     def _add_up_parts(self, parameters: list[nn.Parameter]) -> None:
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,26 +21,30 @@ class Offer(NamedTuple):
         worth: shape ``(C,)``, see :func:`worth_of`.
         parameters: of one neuron's dendrite.
         together: whether all of the layer's neurons get one or none does.
+        seen: shape ``(C,)``, the same without the adjustment: decides where nothing is worth anything, for want of
+            samples; ``None``: nothing does.
     """
 
     worth: Tensor
     parameters: float
     together: bool
+    seen: Tensor | None = None
 
 
 def worth_of(moments: Moments, inputs: int) -> Tensor:
-    r"""What the best candidate of each neuron takes off the squared error, in the mean over samples.
+    r"""The squared gradient, over all samples, of the output weight that a neuron's best candidate would get.
 
-    .. math:: w_c = \max_p \bar r_{p,c}^2 \operatorname{var}(E_c), \qquad
+    .. math:: w_c = \max_p \bar r_{p,c}^2 \, N \sum_s (E_{s,c} - \bar E_c)^2, \qquad
               \bar r^2 = 1 - (1 - r^2) \frac{N - 1}{N - n - 1}
 
-    A dendrite with unit variance and output weight ``a`` has the gradient :math:`dL/da` whose square this is, but that
-    ``r`` is adjusted: ``n`` weights learn to correlate with ``N`` samples even where there is nothing to learn
-    (Ezekiel, 1930).
+    A dendrite with unit variance and output weight ``a`` has :math:`\partial L / \partial a = \sum_s D_s E_s`, whose
+    square this is, but that ``r`` is adjusted: ``n`` weights learn to correlate with ``N`` samples even where there is
+    nothing to learn (Ezekiel, 1930). It is a sum over samples, squared: one weight of a convolution serves all
+    positions of a map.
 
     Args:
         moments: over ``N`` samples of the pool's outputs and the errors.
-        inputs: weights of a candidate, ``n``.
+        inputs: weights of a candidate, ``n``; 0: nothing is adjusted.
 
     Returns:
         Shape ``(C,)``, not negative.
@@ -50,16 +54,18 @@ def worth_of(moments: Moments, inputs: int) -> Tensor:
         >>> error = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]).repeat(50, 1)
         >>> outputs = torch.stack([error[:, 0], torch.zeros(100)], 1)[None]
         >>> worth_of(batch_moments(outputs, error, dim=-1)[0], inputs=4)
-        tensor([1., 0.])
+        tensor([10000.,     0.])
     """
     square = pearson(moments).square().amax(0)
     left = (moments.samples - inputs - 1).clamp(min=1)
     adjusted = 1 - (1 - square) * (moments.samples - 1).clamp(min=1) / left
-    return (adjusted * moments.square_error / moments.samples.clamp(min=1)).clamp(min=0)
+    return (adjusted * moments.square_error * moments.samples).clamp(min=0)
 
 
 def choose_neurons(offers: Mapping[str, Offer], share: float) -> dict[str, Tensor]:
     """The neurons that are worth most for each parameter, of all layers.
+
+    One that is worth more than another and does not fit into what is left of the parameters is passed over.
 
     Args:
         offers: by layer name.
@@ -75,16 +81,29 @@ def choose_neurons(offers: Mapping[str, Offer], share: float) -> dict[str, Tenso
         {'a': tensor([1, 2])}
     """
     budget = share * sum(offer.parameters * len(offer.worth) for offer in offers.values())
-    units: list[tuple[float, str, int, float]] = []  # worth for each parameter, layer, neuron (-1: all), parameters
-    for name, (worth, parameters, together) in offers.items():
-        if together:
-            units.append((float(worth.mean()) / parameters, name, -1, parameters * len(worth)))
-        else:
-            units += [(value / parameters, name, c, parameters) for c, value in enumerate(worth.tolist())]
+    units = [unit for name, offer in offers.items() for unit in _units(name, offer)]
     chosen: dict[str, list[int]] = {}
-    for value, name, neuron, parameters in sorted(units, key=lambda unit: -unit[0]):
-        if chosen and (parameters > budget or value <= 0):
-            break
-        budget -= parameters
-        chosen[name] = [*chosen.get(name, []), *(range(len(offers[name].worth)) if neuron < 0 else [neuron])]
+    for unit in sorted(units, key=lambda unit: (-unit.worth, -unit.seen)):
+        if chosen and (unit.parameters > budget or unit.worth <= 0):
+            continue
+        budget -= unit.parameters
+        chosen[unit.layer] = [*chosen.get(unit.layer, []), *unit.neurons]
     return {name: torch.tensor(sorted(neurons), device="cpu") for name, neurons in chosen.items()}
+
+
+class _Unit(NamedTuple):
+    # Neurons that get their dendrites together, and what these are worth for each parameter.
+    worth: float
+    seen: float
+    layer: str
+    neurons: Sequence[int]
+    parameters: float
+
+
+def _units(name: str, offer: Offer) -> list[_Unit]:
+    cost, every = offer.parameters, range(len(offer.worth))
+    seen = torch.zeros_like(offer.worth) if offer.seen is None else offer.seen
+    if offer.together:
+        return [_Unit(float(offer.worth.mean()) / cost, float(seen.mean()) / cost, name, every, cost * len(every))]
+    pairs = zip((offer.worth / cost).tolist(), (seen / cost).tolist(), strict=True)
+    return [_Unit(worth, found, name, [c], cost) for c, (worth, found) in enumerate(pairs)]

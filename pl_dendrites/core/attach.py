@@ -1,0 +1,114 @@
+"""Dendrites for a model: how they come, from nothing or from a state_dict, and how they go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from pl_dendrites.core.growth.block import check_form
+from pl_dendrites.core.growth.hooks import dendrites_of, take_off
+from pl_dendrites.core.network import DendriticNetwork, hosts
+from pl_dendrites.core.structure import apply_structure, stop_growing_on_load
+from pl_dendrites.core.targets import Predicate
+
+__all__ = ["attach", "detach", "restore_structure"]
+
+
+def attach(
+    model: nn.Module,
+    targets: Sequence[str] | Predicate | None = None,
+    exclude: Sequence[str] | Predicate = (),
+    activation: str = "tanh",
+    *,
+    live: bool = False,
+    fan_in: int | float | None = None,
+) -> DendriticNetwork:
+    """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
+
+    Args:
+        model: any module.
+        targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`, which also shows what
+            would grow without changing anything; ``None``: every Linear, convolution and recurrent layer that is not
+            frozen.
+        exclude: taken out of ``targets``.
+        activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        live: whether dendrites go on learning with the network, by gradient, once they are part of it.
+        fan_in: inputs that each dendrite keeps: a number, or a share of those of its layer; ``None``: all. See
+            :meth:`DendriticNetwork.keep_strongest`.
+
+    Returns:
+        The object that grows them.
+
+    Raises:
+        RuntimeError: if the model, or a part of it, is attached already.
+        ValueError: if no layer can have dendrites, a pattern matches nothing, or the activation is not known.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> network = attach(model, exclude=["2"])
+        >>> list(network.layers), list(model.state_dict())
+        (['0'], ['0.weight', '0.bias', '2.weight', '2.bias'])
+    """
+    attached = list(hosts(model))
+    if attached:
+        raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
+    check_form(activation, fan_in)
+    network = DendriticNetwork(model, targets, exclude)
+    network.set_next(activation, live=live, fan_in=fan_in)
+    return network
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Remove all dendrites and every trace of them.
+
+    Args:
+        model: a model that :func:`attach` or :func:`restore_structure` worked on.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RuntimeError: if it has candidates: the model would stay frozen.
+
+    Example:
+        >>> network = attach(nn.Linear(2, 2))
+        >>> detach(network.model)
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    layers = list(hosts(model).values())
+    if any(dendrites_of(layer).candidates is not None for layer in layers):
+        raise RuntimeError("the model has candidates: integrate or discard them first")
+    for layer in layers:
+        take_off(layer)
+    stop_growing_on_load(model)
+    return model
+
+
+def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> DendriticNetwork | None:
+    """Give a model the dendrites that a state_dict holds: it grows or shrinks, and then fits ``load_state_dict``.
+
+    Args:
+        model: a plain or an attached model of the kind that the state_dict was taken from.
+        state_dict: weights of a grown model.
+
+    Returns:
+        The network, or ``None`` if neither the state_dict nor the model knows of dendrites.
+
+    Raises:
+        ValueError: if they do not fit the model; names the layers that differ. The model is then left as it was.
+
+    Example:
+        >>> grown = nn.Sequential(nn.Linear(3, 2))
+        >>> network = attach(grown)
+        >>> network.grow(["0"])
+        >>> fresh = nn.Sequential(nn.Linear(3, 2))
+        >>> restore_structure(fresh, grown.state_dict()).num_dendrites
+        1
+        >>> fresh.load_state_dict(grown.state_dict())
+        <All keys matched successfully>
+    """
+    apply_structure(model, state_dict, "")
+    names = list(hosts(model))
+    return DendriticNetwork(model, names) if names else None
