@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -63,7 +63,8 @@ class Fit:
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._display: Display | None = None
-        self._used: UsedLayers | None = None  # where no correlation phase would tell
+        self._uses: UsedLayers | None = None
+        self._told: set[str] = set()  # layers that a user knows to be left alone
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
         self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
@@ -73,9 +74,8 @@ class Fit:
     def begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
-        network = self.attach(trainer, module)
-        for reason, names in by_reason(network.skipped).items():
-            self._say(trainer, f"no dendrites for {', '.join(map(repr, names))}: {reason}")
+        self.attach(trainer, module)
+        self._tell_skipped(trainer)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
         if self._resumed is not None:
@@ -96,7 +96,7 @@ class Fit:
         if settings.targets is None:
             optimizers.leave_unheld_alone(trainer.optimizers, network)
         refuse_homeless(trainer.optimizers, network)
-        self._used = network.watch_use() if settings.by_gradient else None
+        self._uses = network.watch_use()
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
         optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), optimizers.trained(network))
@@ -185,8 +185,8 @@ class Fit:
             self._correlation.end_backward()
             return
         self._shards.average_gradients()
-        if self._used is not None:
-            self._used.look()
+        if self._uses is not None:
+            self._uses.look()
 
     def end_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
         """Step the candidates whenever the model's optimizer would have stepped."""
@@ -195,8 +195,8 @@ class Fit:
             self._correlation.end_batch(trainer)
             return
         self._loss.add(outputs)
-        if self._used is not None:
-            self._used.look()  # a model under manual optimization may call `loss.backward()` past Lightning
+        if self._uses is not None:
+            self._uses.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
     def begin_validation(self) -> None:
         """Have the network validated that stands still."""
@@ -299,8 +299,7 @@ class Fit:
                 used = self._layers_to_grow(trainer)
                 network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
-        for name in sorted(set(network.targets) - set(used)):
-            rank_zero_warn(f"'{name}' never had an error and gets no dendrites: it is not used in training.")
+        self._tell_unused(trainer, set(network.targets) - set(used))
         wrap(trainer)
         self._commit()
         if self._settings.restart:
@@ -318,6 +317,34 @@ class Fit:
             f" {decision.reason}",
         )
 
+    def _tell_unused(self, trainer: pl.Trainer, names: set[str]) -> None:
+        # Once of each layer: a set that it gets no part of is no news.
+        assert self._uses is not None
+        bypassed = names & set(Processes(trainer).union(sorted(names), self._uses.bypassed))
+        reason = "the model uses its weights without calling it, and dendrites see what a layer is called with"
+        self._network.skipped |= dict.fromkeys(bypassed, reason)
+        self._tell_skipped(trainer, bypassed)
+        unused = sorted(names - bypassed - self._told)
+        self._told |= names
+        if unused:
+            gets, is_not = ("gets", "it is") if len(unused) == 1 else ("get", "they are")
+            rank_zero_warn(
+                f"{', '.join(map(repr, unused))} never had an error and {gets} no dendrites:"
+                f" {is_not} not used in training."
+            )
+
+    def _tell_skipped(self, trainer: pl.Trainer, names: Iterable[str] | None = None) -> None:
+        skipped = self._network.skipped
+        news = {n: skipped[n] for n in (skipped if names is None else sorted(names)) if n not in self._told}
+        self._told |= news.keys()
+        for reason, those in by_reason(news).items():
+            self._say(trainer, f"no dendrites for {', '.join(map(repr, those))}: {reason}")
+
+    @property
+    def _used(self) -> UsedLayers | None:
+        # Where a correlation phase would tell, that does.
+        return self._uses if self._settings.by_gradient else None
+
     def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.best.weights is None:
             return
@@ -329,6 +356,7 @@ class Fit:
 
     def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
         names = self._network.can_grow()
+        self._tell_skipped(trainer)  # some are known only now
         return names if self._used is None else Processes(trainer).union(names, self._used.names)
 
     def _commit(self) -> None:

@@ -36,6 +36,49 @@ def _of_integers() -> nn.Module:
     return layer
 
 
+class Same(nn.Linear):
+    """A subclass that overrides nothing about what is computed."""
+
+
+class Causal(nn.Conv1d):
+    """A convolution that pads its input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad and convolve."""
+        return super().forward(nn.functional.pad(x, (2, 0)))
+
+
+class Flat(nn.Conv1d):
+    """A convolution whose channels lie one after another in its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve and flatten."""
+        return super().forward(x).flatten(1)
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face has it."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.weight = nf, nn.Parameter(torch.randn(nx, nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A linear layer."""
+        return x @ self.weight
+
+
+def _adapter() -> nn.Module:
+    return nn.ModuleDict({"base_layer": nn.Linear(5, 3), "lora_A": nn.Linear(5, 2), "lora_B": nn.Linear(2, 3)})
+
+
+def _replaced() -> nn.Module:
+    layer = nn.Linear(5, 3)
+    plain = layer.forward
+    layer.forward = lambda x: plain(x) * 2  # type: ignore[method-assign]
+    return layer
+
+
 def _sequence() -> Tensor:
     return torch.randn(3, 7, 5)
 
@@ -69,6 +112,15 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
         parametrizations.orthogonal(nn.Linear(5, 3)),
         torch.randn(7, 5),
     ),
+    "subclass that computes as its base does": lambda: (Same(5, 3), torch.randn(7, 5)),
+    "subclass with a `forward` of its own: pads, crops, transposes, ...": lambda: (
+        Causal(3, 4, 3),
+        torch.randn(2, 3, 7),
+    ),
+    "such a subclass whose neurons cannot be told": lambda: (Flat(3, 4, 3), torch.randn(2, 3, 7)),
+    "layer whose `forward` was replaced on the instance": lambda: (_replaced(), torch.randn(7, 5)),
+    "Hugging Face's `Conv1D` (GPT-2)": lambda: (Conv1D(3, 5), torch.randn(7, 5)),
+    "layer that an adapter (LoRA) wraps, and the adapter's own": lambda: (_adapter(), torch.randn(7, 5)),
     "frozen layer": lambda: (nn.Linear(5, 3).requires_grad_(False), torch.randn(7, 5)),
     "layer with integer weights": lambda: (_of_integers(), torch.randn(7, 5)),
     "`LSTM`": lambda: (nn.LSTM(5, 4, batch_first=True), _sequence()),
@@ -139,13 +191,16 @@ def try_layer(name: str, named: bool = False) -> str:
         reason = reasons_against(model, {layer})[layer]
     else:
         selection = select_targets(nn.ModuleDict({**model, "other": nn.Linear(1, 1)}))
-        reason = selection.skipped.get("layer") or reasons_against(model)[layer]
+        inside = layer._modules.get("base_layer", layer)
+        reason = selection.skipped.get("layer") or reasons_against(model)[inside]
     if reason is not None:
         return f"left alone: {reason}"
     doubled = tuple(_double(part) for part in batch) if isinstance(batch, tuple) else _double(batch)
     before = call(layer, doubled)
     network = attach(model, ["layer"] if named else None)
     assert all(torch.equal(*pair) for pair in zip(before, call(layer, doubled), strict=True)), "attaching"
+    if not network.can_grow():
+        return f"left alone: {network.skipped['layer']}"
     network.start_candidates(pool=2)
     loss_of(call(layer, doubled)).backward()
     assert list(network.integrate()) == ["layer"]

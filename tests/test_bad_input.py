@@ -256,15 +256,52 @@ class HalfUsed(Classifier):
 
 
 @pytest.mark.parametrize("learning", ["correlation", "hybrid", "gradient"])
-@pytest.mark.parametrize("name", ["unused", "bypassed"])
-def test_a_layer_without_an_error_gets_no_dendrites_and_a_warning(name: str, learning: str) -> None:
+def test_a_layer_without_an_error_gets_no_dendrites_and_a_warning(
+    learning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One, however many cycles follow. Of a layer whose weight the model uses by itself it would not be true."""
     torch.manual_seed(0)
-    model, dendrites = HalfUsed(), quick(max_dendrites=1, max_tries=0, learning=learning)
-    with pytest.warns(UserWarning, match=f"'{name}' never had an error and gets no dendrites: it is not used"):
-        train(model, dendrites, max_epochs=5)
-    assert dendrites.history[-1]["dendrites"] == 1
-    assert dendrites.network.layers[name].count == 0
-    assert not any(key.startswith(f"{name}.dendrites") for key in [*bits(model), *dict(model.named_parameters())])
+    model, dendrites = HalfUsed(), quick(max_dendrites=2, max_tries=2, learning=learning, verbose=True)
+    with pytest.warns(UserWarning, match="never had") as warnings, caplog.at_level("INFO", "lightning.pytorch"):
+        train(model, dendrites, max_epochs=12)
+    said = [str(warning.message) for warning in warnings if "never had an error" in str(warning.message)]
+    assert said == ["'unused' never had an error and gets no dendrites: it is not used in training."]
+    bypassed = [record.getMessage() for record in caplog.records if "'bypassed'" in record.getMessage()]
+    assert len(bypassed) == 1
+    assert "the model uses its weights without calling it" in bypassed[0]
+    assert "without calling it" in dendrites.network.skipped["bypassed"]
+    assert sum(record["phase"] == "base" for record in dendrites.history) > 2
+    for name in ("unused", "bypassed"):
+        assert dendrites.network.layers[name].count == 0
+        assert not any(key.startswith(f"{name}.dendrites") for key in [*bits(model), *dict(model.named_parameters())])
+
+
+class TwoUnused(Classifier):
+    """Two layers are never used, and of one it is not to be told where its neurons are."""
+
+    class Flat(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).softmax(-1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.flat = nn.Linear(4, 4), nn.Linear(4, 4), self.Flat(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * self.flat(x))
+
+
+@pytest.mark.parametrize("learning", ["correlation", "gradient"])
+def test_layers_that_are_left_alone_are_told_together_and_once(learning: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model, dendrites = TwoUnused(), quick(max_dendrites=2, max_tries=2, learning=learning, verbose=True)
+    with pytest.warns(UserWarning, match="never had") as warnings, caplog.at_level("INFO", "lightning.pytorch"):
+        train(model, dendrites, max_epochs=12)
+    said = [str(warning.message) for warning in warnings if "never had an error" in str(warning.message)]
+    assert said == ["'one', 'two' never had an error and get no dendrites: they are not used in training."]
+    left = [record.getMessage() for record in caplog.records if "its neurons cannot be told" in record.getMessage()]
+    assert len(left) == 1
+    assert "'flat'" in left[0]
 
 
 def test_a_model_none_of_whose_target_layers_gets_a_gradient() -> None:

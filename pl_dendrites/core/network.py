@@ -146,8 +146,15 @@ class DendriticNetwork:
         return UsedLayers({name: self._hosts[name] for name in self.targets})
 
     def can_grow(self) -> list[str]:
-        """Names of the target layers whose neurons are known: of a user's own module not before a forward pass."""
-        return [name for name in self.targets if dendrites_of(self._hosts[name]).kind.neurons is not None]
+        """Names of the target layers whose neurons are known: of a user's own module not before a forward pass.
+
+        A layer whose neurons that pass could not tell is a target no longer, but left alone with the reason.
+        """
+        kinds = {name: dendrites_of(self._hosts[name]).kind for name in self.targets}
+        unknown = {name: kind.unknown for name, kind in kinds.items() if kind.unknown is not None}
+        self.skipped |= unknown
+        self.targets = [name for name in self.targets if name not in unknown]
+        return [name for name in self.targets if kinds[name].neurons is not None]
 
     def start_candidates(
         self,
@@ -180,14 +187,13 @@ class DendriticNetwork:
             for name, neurons in check_candidates(told, pool, state).items():
                 know_neurons(self._hosts[name], neurons)
         names = self.can_grow()
+        if not names and not self.targets:
+            raise RuntimeError(f"no layer can have dendrites: {self.skipped}")
         if not names:
             raise RuntimeError(f"the neurons of {self.targets} are not known before their first forward pass")
         for name in names:
             layer = self._hosts[name]
-            dendrites = dendrites_of(layer)
-            candidates = dendrites.start(layer, pool, generator)
-            if dendrites.next.fan_in is not None:
-                candidates.watch_inputs(layer)
+            dendrites_of(layer).start(layer, pool, generator)
         self._freeze = Freeze(self.model, trainable, values)
         if state is not None:
             try:

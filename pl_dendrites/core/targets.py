@@ -87,8 +87,7 @@ def select_targets(
         if isinstance(patterns, str):
             raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
     modules = _modules(model)
-    named = () if targets is None or callable(targets) else {modules[name] for name in _named(targets, modules)}
-    against = reasons_against(model, named)
+    against = reasons_against(model, () if targets is None or callable(targets) else _asked_for(targets, modules))
     reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
     excluded = _matches(exclude, able)
@@ -161,6 +160,11 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
         reason = "its size is not known before its first forward pass"
     elif not isinstance(getattr(module, "dendrites", None), Dendrites | None):
         reason = "it already has an attribute named 'dendrites'"
+    elif not named and is_layer(module) and (wrapper := _wrapper(name, modules)) is not None:
+        reason = (
+            f"it is a part of '{wrapper}', a {type(modules[wrapper]).__name__} that wraps a layer: what saves or merges"
+            f" that knows no dendrites; name it in `targets` to let it grow"
+        )
     else:
         kind = kind_class(module)
         reason = kind.why_not(module)
@@ -175,6 +179,18 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
     return reason
 
 
+def _wrapper(name: str, modules: Mapping[str, nn.Module]) -> str | None:
+    # An adapter, such as LoRA of peft, is a module around a layer, `base_layer`, with small layers of its own.
+    return next((parent for parent in _parents(name) if parent in modules and _wraps(modules[parent])), None)
+
+
+def _wraps(module: nn.Module) -> bool:
+    children = module._modules
+    return isinstance(children.get("base_layer"), nn.Module) or any(
+        name.lower().startswith("lora_") for name in children
+    )
+
+
 def _has_matrix(name: str, module: nn.Module) -> bool:
     own = [] if "parametrizations" in name.split(".") else module.parameters(recurse=False)
     return any(is_lazy(parameter) or parameter.ndim > 1 for parameter in own)
@@ -185,9 +201,11 @@ def _is_frozen(layer: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in own)
 
 
-def _named(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[str]:
+def _asked_for(patterns: Iterable[str], modules: Mapping[str, nn.Module]) -> set[nn.Module]:
     names = {pattern for pattern in patterns if pattern in modules}
-    return names.union(*(_of_type(pattern, modules) for pattern in patterns if pattern not in names))
+    by_type = set().union(*(_of_type(pattern, modules) for pattern in patterns if pattern not in names))
+    # A type name means no part of an adapter: those are PyTorch's plain layers, and many.
+    return {modules[name] for name in names | {name for name in by_type if _wrapper(name, modules) is None}}
 
 
 def _matches(patterns: Sequence[str] | Predicate, modules: Mapping[str, nn.Module]) -> set[str]:

@@ -7,10 +7,52 @@ treated alike; all other dimensions are samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["flat_nested", "like_nested", "local", "per_neuron", "unstack_nodes"]
+__all__ = [
+    "below_transforms",
+    "flat_nested",
+    "is_transformed",
+    "like_nested",
+    "local",
+    "map_tensors",
+    "per_neuron",
+    "unstack_nodes",
+]
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.func`` (``vmap``, ``grad``, ``jvp``, ...) or differentiation in forward mode is at work here.
+
+    Example:
+        >>> torch.func.vmap(lambda x: x * is_transformed())(torch.ones(2))
+        tensor([1., 1.])
+        >>> is_transformed()
+        False
+    """
+    if torch.compiler.is_compiling():  # not within a graph that is compiled
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def below_transforms(tensor: Tensor) -> Tensor:
+    """The tensor that one stands for under transforms of ``torch.func``, batches in front; any other tensor itself.
+
+    Example:
+        >>> _ = torch.func.grad(lambda x: print(below_transforms(x)) or x)(torch.tensor(1.0))
+        tensor(1.)
+    """
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        batched = torch._C._functorch.is_batchedtensor(tensor)
+        dim = torch._C._functorch.maybe_get_bdim(tensor) if batched else 0
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        tensor = tensor.movedim(dim, 0) if dim else tensor
+    return tensor
 
 
 def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
@@ -115,3 +157,23 @@ def unstack_nodes(stacked: Tensor, count: int, groups: int, dim: int) -> Tensor:
     neurons = stacked.shape[dim] // count
     apart: Tensor = stacked.unflatten(dim, (groups, count, neurons // groups))
     return apart.movedim(dim + 1, 0).flatten(dim + 1, dim + 2)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Apply a function to every tensor in nested tuples, lists and dicts.
+
+    Example:
+        >>> map_tensors(torch.neg, {"x": [torch.ones(1)], "n": 3})
+        {'x': [tensor([-1.])], 'n': 3}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, PackedSequence):
+        return value._replace(data=function(value.data))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(function, item) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(function, item) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    return value

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -362,3 +365,101 @@ def test_the_recurrence_itself_does_not_see_the_dendrites() -> None:
             weight.zero_()
         layer.dendrites[0].weights[0][0] = 5.0
     assert torch.equal(layer(x)[0][..., 1:], plain[..., 1:])
+
+
+# -- several sequences at a time, and what is kept of them ---------------------------------------------------------
+
+
+def in_turn(layer: nn.Module, sequences: list[Tensor], order: list[int]) -> list[Tensor]:
+    """Step by step, with a state of each, in an order of whose turn it is."""
+    steps = [iter(sequence) for sequence in sequences]
+    states: list[Any] = [None] * len(sequences)
+    outputs: list[list[Tensor]] = [[] for _ in sequences]
+    for turn in order:
+        out, states[turn] = layer(next(steps[turn])[None], states[turn])
+        outputs[turn].append(out)
+    return [torch.cat(output) for output in outputs]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("order", [[0, 1, 2] * 5, [0, 0, 1, 2, 1, 1, 0, 2, 2, 2, 1, 0, 0, 2, 1], [2, 1] * 5 + [0] * 5])
+@pytest.mark.parametrize("make", [lambda: nn.LSTM(3, 4), lambda: nn.GRU(3, 4, 2), lambda: nn.RNN(3, 4)])
+def test_sequences_that_are_fed_in_turn_are_each_as_it_is_alone(
+    make: MakeLayer, order: list[int], gradients: bool
+) -> None:
+    layer = grown(make())
+    sequences = [random(5, 2, 3, seed=seed) for seed in range(3)]
+    with torch.set_grad_enabled(gradients):
+        for found, sequence in zip(in_turn(layer, sequences, order), sequences, strict=True):
+            torch.testing.assert_close(found, layer(sequence)[0])
+
+
+def test_a_state_goes_on_twice_and_an_older_one_again() -> None:
+    """Two continuations of one beginning, and one more from its middle."""
+    layer = grown(nn.LSTM(3, 4))
+    start, one, other = (random(3, 2, 3, seed=seed) for seed in range(3))
+    middle = layer(start[:2])[1]
+    _, state = layer(start[2:], middle)
+    for rest in (one, other):
+        torch.testing.assert_close(layer(rest, state)[0], layer(torch.cat([start, rest]))[0][3:])
+    torch.testing.assert_close(layer(other, middle)[0], layer(torch.cat([start[:2], other]))[0][2:])
+
+
+def test_two_threads_do_not_disturb_each_other() -> None:
+    layer = grown(nn.LSTM(3, 4)).eval()
+    sequences = [random(6, 1, 3, seed=seed) for seed in range(2)]
+    with torch.no_grad():
+        expected = [layer(sequence)[0] for sequence in sequences]
+    results: list[list[Any]] = [[], []]
+
+    def serve(which: int) -> None:
+        with torch.no_grad():
+            for _ in range(100):
+                try:
+                    first, state = layer(sequences[which][:3])
+                    rest, _ = layer(sequences[which][3:], state)
+                    results[which].append(float((torch.cat([first, rest]) - expected[which]).abs().max()))
+                except Exception as error:
+                    results[which].append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=serve, args=(which,)) for which in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [len(result) for result in results] == [100, 100]
+    assert [value for result in results for value in result if isinstance(value, Exception) or value > 1e-9] == []
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_state_is_kept_across_a_validation_that_keeps_its_own(mode: Callable[[], Any]) -> None:
+    layer = grown(nn.GRU(3, 4))
+    sequences = [random(6, 2, 3, seed=seed) for seed in range(2)]
+    whole = [layer(sequence)[0] for sequence in sequences]
+    _, training = layer(sequences[0][:3])
+    layer.eval()
+    with mode():
+        _, validation = layer(sequences[1][:2])
+    layer.train()
+    torch.testing.assert_close(layer(sequences[0][3:], training)[0], whole[0][3:])
+    layer.eval()
+    with mode():
+        torch.testing.assert_close(layer(sequences[1][2:], validation)[0], whole[1][2:])
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_nothing_is_kept_of_states_that_the_caller_let_go(gradients: bool) -> None:
+    layer = grown(nn.LSTM(3, 4))
+    with torch.set_grad_enabled(gradients):
+        kept = layer(random(3, 2, 3))[1]
+        for seed in range(50):
+            layer(random(3, 2, 3, seed=seed))
+        gc.collect()
+        layer(random(1, 2, 3))
+    assert len(layer.dendrites.memory._past) <= 2
+    assert layer.dendrites.memory.find(kept) is not None

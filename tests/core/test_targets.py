@@ -298,9 +298,9 @@ class Renaming(nn.Linear):
 
 
 def test_a_subclass_may_call_its_input_as_it_likes() -> None:
-    layer = Renaming(3, 2)
+    layer, x = Renaming(3, 2), torch.randn(4, 3)
     attach(layer)
+    layer(x)
     grow(layer, 1)
-    x = torch.randn(4, 3)
     assert torch.equal(layer(scale=1.0, hidden=x), layer(x))
     assert not torch.equal(layer(x), layer.forward(x))

@@ -14,8 +14,20 @@ from pl_dendrites.core.growth.block import Block, Form
 from pl_dendrites.core.kinds import Inputs, Memory, kind_of, scaled
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.correlation import CorrelationRule
+from pl_dendrites.core.rule.transforms import TransformedRule
 
 __all__ = ["Dendrites"]
+
+
+def keeps_input(layer: nn.Module) -> bool:
+    """Whether a layer's own weights learn, so that PyTorch refuses that its input is changed in place later on.
+
+    Example:
+        >>> keeps_input(nn.Linear(2, 2)), keeps_input(nn.Linear(2, 2).requires_grad_(False))
+        (True, False)
+    """
+    own = (parameter for name, parameter in layer.named_parameters() if not name.startswith("dendrites."))
+    return any(parameter.requires_grad and parameter.ndim > 1 for parameter in own)
 
 
 class Dendrites(nn.ModuleList):
@@ -95,13 +107,14 @@ class Dendrites(nn.ModuleList):
         self.memory.begin(call)
         return call
 
-    def forward(self, inputs: Any, *returned: Any) -> Any:
+    def forward(self, inputs: Any, *returned: Any, levels: frozenset[int] | None = None) -> Any:
         """Add the dendrites' signal to a layer's output and let the candidates watch the error.
 
         Args:
             inputs: what the layer was called with.
             *returned: what it returned. A container that calls its submodules in turn, as ``nn.Sequential`` does, calls
                 this one too, with no more than the output of the one before, and gets that back.
+            levels: the transforms of ``torch.func`` that train the layer; ``None`` where there is none at all.
 
         Returns:
             The same with the output that the next layer sees, ``(*, C, *)``, in the place of the layer's own.
@@ -128,8 +141,25 @@ class Dendrites(nn.ModuleList):
                 seen = [*seen, *block.for_all(outputs, own)]
         if candidates is not None:
             watched, observe = candidates.watched(inputs, total, [output.detach() for output in seen])
-            total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
+            if levels is None:
+                total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
+            else:
+                total = TransformedRule.apply(total, watched, observe, levels)  # type: ignore[no-untyped-call]
         return self.kind.with_output(out, total, inputs)
+
+    def needs_copy(self, layer: nn.Module) -> bool:
+        """Whether what learns here must have a copy of the layer's input, for the layer itself does not keep it.
+
+        A frozen layer's backward pass has no use for the input, so the model may change it in place later.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+        """
+        if not torch.is_grad_enabled():
+            return False
+        if self.candidates is not None:
+            return self.candidates.copies
+        return any(block.live for block in self) and not keeps_input(layer)
 
     def reshape(self, layer: nn.Module, forms: Sequence[Form]) -> None:
         """Give the layer dendrites of these forms. Those that were there stay as far as they fit, see `Block.resize`.
@@ -234,6 +264,9 @@ class Dendrites(nn.ModuleList):
         """
         below, activation = self.count, self.next.activation
         candidates = Candidates(layer, self.kind, pool, below=below, activation=activation, generator=generator)
+        candidates.copies = not keeps_input(layer)
+        if self.next.fan_in is not None:
+            candidates.watch_inputs(layer)
         self.set_candidates(candidates)
         return candidates
 

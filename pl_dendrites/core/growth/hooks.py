@@ -10,6 +10,8 @@ from torch import nn
 
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.kinds import Inputs
+from pl_dendrites.core.rule.transforms import trained_levels
+from pl_dendrites.core.tensors import is_transformed
 
 __all__ = [
     "add_dendrites",
@@ -28,8 +30,19 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
     dendrites = layer.dendrites
     assert isinstance(dendrites, Dendrites)
-    running = None if dendrites.memory is None else dendrites.memory.running()
-    return dendrites(running or Inputs(args, kwargs), out)
+    inputs, kind = Inputs(args, kwargs), dendrites.kind
+    if kind.dim == 0:
+        kind.meet(layer, inputs, out)
+    if kind.unknown is not None:
+        if dendrites.count:
+            raise ValueError(f"a {type(layer).__name__} has dendrites, but {kind.unknown}")
+        return out
+    if dendrites.memory is not None:
+        inputs = dendrites.memory.running(inputs)
+    if dendrites.needs_copy(layer):
+        inputs = inputs.copied()
+    levels = None if dendrites.candidates is None or not is_transformed() else trained_levels(layer.parameters())
+    return dendrites(inputs, out, levels=levels)
 
 
 def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
@@ -61,7 +74,9 @@ def know_neurons(layer: nn.Module, neurons: int) -> None:
 def hang(layer: nn.Module) -> None:
     """Hang an empty set of dendrites on a layer."""
     layer.dendrites = dendrites = Dendrites(layer).train(layer.training)
-    layer.register_forward_hook(add_dendrites, with_kwargs=True)
+    # The first of all forward hooks: what the user's own see, keep or replace is what the layer returns, dendrites
+    # included. The last of the pre-hooks: theirs may say what the layer is called with.
+    layer.register_forward_hook(add_dendrites, with_kwargs=True, prepend=True)
     if dendrites.memory is not None:
         layer.register_forward_pre_hook(resume_state, with_kwargs=True)
     # A graph that was compiled for the layer without hooks, here or in another model of the class, would be run again,

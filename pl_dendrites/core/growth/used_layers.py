@@ -21,6 +21,7 @@ class UsedLayers:
 
     Attributes:
         names: of the layers used so far.
+        bypassed: names of layers whose weights have gradients though they never ran: the model uses these by itself.
 
     Example:
         >>> import torch
@@ -35,20 +36,27 @@ class UsedLayers:
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self.names: set[str] = set()
+        self.bypassed: set[str] = set()
         self._waiting = dict(layers)
 
     def look(self) -> None:
         """Take in the gradients there are; call this after a backward pass, before they are cleared."""
-        self.add([name for name, layer in self._waiting.items() if _is_used(layer)])
+        for name, layer in list(self._waiting.items()):
+            # A weight may have a gradient though its layer never runs: others may use it.
+            called, own = dendrites_of(layer).called, _trainable(layer)
+            trained = any(parameter.grad is not None for parameter in own)
+            if called and (trained or not own):
+                self.add([name])
+            elif trained:
+                self.bypassed.add(name)
 
     def add(self, names: Iterable[str]) -> None:
         """Note layers that were used at some other time."""
         for name in names:
             self.names.add(name)
+            self.bypassed.discard(name)
             self._waiting.pop(name, None)
 
 
-def _is_used(layer: nn.Module) -> bool:
-    own = [p for name, p in layer.named_parameters() if p.requires_grad and not name.startswith("dendrites.")]
-    # A weight may have a gradient though its layer never runs: others may use it.
-    return dendrites_of(layer).called and (not own or any(parameter.grad is not None for parameter in own))
+def _trainable(layer: nn.Module) -> list[nn.Parameter]:
+    return [p for name, p in layer.named_parameters() if p.requires_grad and not name.startswith("dendrites.")]

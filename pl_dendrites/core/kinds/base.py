@@ -9,12 +9,28 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "LayerKind", "Memory", "is_layer", "kind_class", "kind_of", "register", "scaled", "weight_of"]
+from pl_dendrites.core.tensors import map_tensors
+
+__all__ = [
+    "Inputs",
+    "LayerKind",
+    "Memory",
+    "Overridden",
+    "is_layer",
+    "kind_class",
+    "kind_of",
+    "plain_class",
+    "plain_kind",
+    "register",
+    "register_by_name",
+    "scaled",
+    "weight_of",
+]
 
 
 class Inputs(NamedTuple):
@@ -27,6 +43,14 @@ class Inputs(NamedTuple):
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    def with_arguments(self, other: Inputs) -> Inputs:
+        """The same call with the arguments of another."""
+        return other
+
+    def copied(self) -> Inputs:
+        """The same call with copies of its tensors, which nobody changes in place."""
+        return self.with_arguments(Inputs(*map_tensors(Tensor.clone, tuple(self))))
 
 
 class Memory:
@@ -46,10 +70,14 @@ class Memory:
         """A call begins in this thread."""
         self._here.call = call
 
-    def running(self) -> Inputs | None:
-        """The call that began in this thread; it is about to return."""
+    def running(self, inputs: Inputs) -> Inputs:
+        """The call that began in this thread; it is about to return.
+
+        Args:
+            inputs: what the layer was called with in the end: a pre-hook that came later may have changed that.
+        """
         call: Inputs | None = self._here.__dict__.pop("call", None)
-        return call
+        return inputs if call is None else call.with_arguments(inputs)
 
 
 class LayerKind(ABC):
@@ -66,14 +94,19 @@ class LayerKind(ABC):
         choosable: whether a set may have nodes for some of the neurons alone.
         inputs: how many inputs each neuron sees; ``None`` where nodes cannot do with a part of them.
         scalable: whether a node whose parameters are all multiplied puts out as many times what it did.
+        unknown: why the layer's neurons cannot be told, once a call has shown that; it then has no dendrites.
+        computes_in: the methods in which a layer of this kind computes. A subclass that overrides one of them computes
+            in a way of its own, and is of another kind.
     """
 
+    computes_in: ClassVar[tuple[str, ...]] = ("forward", "__call__")
     neurons: int | None
     dim: int
     separable: bool
     choosable: bool = False
     inputs: int | None = None
     scalable: bool = False
+    unknown: str | None = None
 
     @classmethod
     def why_not(cls, module: nn.Module) -> str | None:
@@ -100,6 +133,19 @@ class LayerKind(ABC):
             What the layer is to be called with instead, and what :meth:`potentials` and :meth:`with_output` get.
         """
         return inputs
+
+    def meet(self, layer: nn.Module, inputs: Inputs, out: Any) -> None:  # noqa: B027 - most types say everything
+        """Find out what the layer's type does not say; asked when the layer ran, as long as ``dim`` is 0.
+
+        Args:
+            layer: the layer; it is read, not kept.
+            inputs: what it was called with.
+            out: what it returned.
+        """
+
+    def first_neuron(self, layer: nn.Module) -> Tensor | None:
+        """The weights of the layer's first neuron, a view; ``None``: they do not lie together."""
+        return None
 
     def output(self, out: Any) -> Tensor:
         """The tensor that holds the neurons' outputs, of all that the layer returned."""
@@ -198,6 +244,7 @@ class LayerKind(ABC):
 # -- the registry -------------------------------------------------------------------------------------------------
 
 _KINDS: dict[type[nn.Module], type[LayerKind]] = {}
+_KNOWN_BY_NAME: dict[str, tuple[Callable[[nn.Module], bool], type[LayerKind]]] = {}
 
 KindT = TypeVar("KindT", bound=type[LayerKind])
 
@@ -205,7 +252,8 @@ KindT = TypeVar("KindT", bound=type[LayerKind])
 def register(*types: type[nn.Module]) -> Callable[[KindT], KindT]:
     """Say of which types of layers a class is the kind; of a subclass its nearest base decides.
 
-    The class is made with a layer as its one argument.
+    The class is made with a layer as its one argument. A subclass that overrides how its base computes is none of it,
+    see :class:`Overridden`.
 
     Args:
         *types: the types; ``nn.Module`` is every module that has no other kind.
@@ -223,13 +271,61 @@ def register(*types: type[nn.Module]) -> Callable[[KindT], KindT]:
     return add
 
 
-def _registered(module: nn.Module) -> type[nn.Module]:
-    return next(base for base in type(module).__mro__ if base in _KINDS)
+def register_by_name(name: str, fits: Callable[[nn.Module], bool]) -> Callable[[KindT], KindT]:
+    """The same for a type of another package, which need not be there.
+
+    Args:
+        name: of the type.
+        fits: whether a module of a type with that name is one; it is not asked of others.
+    """
+
+    def add(kind: KindT) -> KindT:
+        _KNOWN_BY_NAME[name] = fits, kind
+        return kind
+
+    return add
+
+
+class Overridden(nn.Module):
+    """Stands in the registry for every layer that is derived from a registered type and computes in a way of its own.
+
+    Such a layer pads its input, say, or returns a tuple, and nodes like its base would not do the same.
+    """
+
+
+def _registered(module: nn.Module) -> tuple[type[nn.Module], type[LayerKind]]:
+    for base in type(module).__mro__:
+        if base in _KINDS:
+            return base, _KINDS[base]
+        fits, kind = _KNOWN_BY_NAME.get(base.__name__, (None, None))
+        if fits is not None and kind is not None and fits(module):
+            return base, kind
+    raise TypeError(f"{type(module).__name__} is no module")
+
+
+def _is_overridden(module: nn.Module) -> bool:
+    base, kind = _registered(module)
+    if base is nn.Module:
+        return False
+    # A method may be replaced in a class or on the instance.
+    own, names = type(module), kind.computes_in
+    return any(name in module.__dict__ or getattr(own, name, None) is not getattr(base, name, None) for name in names)
 
 
 def kind_class(module: nn.Module) -> type[LayerKind]:
     """The class of the view that dendrites have of a module."""
-    return _KINDS[_registered(module)]
+    return _KINDS[Overridden] if _is_overridden(module) else plain_class(module)
+
+
+def plain_class(module: nn.Module) -> type[LayerKind]:
+    """The same if the module computed as the type does that it is derived from."""
+    return _registered(module)[1]
+
+
+def plain_kind(module: nn.Module) -> LayerKind:
+    """The view of a module that :func:`plain_class` gives."""
+    make: Callable[[nn.Module], LayerKind] = plain_class(module)
+    return make(module)
 
 
 def kind_of(module: nn.Module) -> LayerKind:
@@ -250,7 +346,7 @@ def is_layer(module: nn.Module) -> bool:
         >>> is_layer(nn.Conv2d(3, 8, 3)), is_layer(nn.LayerNorm(8))
         (True, False)
     """
-    return _registered(module) is not nn.Module
+    return _registered(module)[0] is not nn.Module
 
 
 # -- values -------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.kinds.base import Inputs, LayerKind, register, weight_of
+from pl_dendrites.core.kinds.base import Inputs, LayerKind, plain_class, plain_kind, register, weight_of
 from pl_dendrites.core.tensors import flat_nested, like_nested, unstack_nodes
 
 __all__ = ["LINEAR_CONV", "LinearConv", "inputs_of", "like", "pick", "run_like"]
@@ -48,18 +48,13 @@ class LinearConv(LayerKind):
         Linear(in_features=5, out_features=6, bias=True)
     """
 
+    computes_in: ClassVar[tuple[str, ...]] = (*LayerKind.computes_in, "_conv_forward", "_output_padding")
     separable = scalable = True
     neurons: int
     inputs: int
 
     def __init__(self, layer: nn.Module, neurons: int | None = None) -> None:
-        if isinstance(layer, nn.Linear):
-            self.neurons, self.dim, self.groups = layer.out_features, -1, 1
-            self.inputs = layer.in_features
-        else:
-            assert isinstance(layer, _Convolution)
-            self.neurons, self.dim, self.groups = layer.out_channels, -1 - len(layer.kernel_size), layer.groups
-            self.inputs = layer.in_channels // layer.groups
+        self._measure(layer)
         self.choosable = self.groups == 1
         if neurons is not None:
             if not self.choosable:
@@ -69,11 +64,24 @@ class LinearConv(LayerKind):
         # A subclass may call its input as it likes.
         self._input_name = next(iter(signature(layer.forward).parameters))
 
+    def _measure(self, layer: nn.Module) -> None:
+        if isinstance(layer, nn.Linear):
+            self.neurons, self.dim, self.groups = layer.out_features, -1, 1
+            self.inputs = layer.in_features
+        else:
+            assert isinstance(layer, _Convolution)
+            self.neurons, self.dim, self.groups = layer.out_channels, -1 - len(layer.kernel_size), layer.groups
+            self.inputs = layer.in_channels // layer.groups
+
     @classmethod
     def why_not(cls, module: nn.Module) -> str | None:
         """Nothing but a weight that cannot learn."""
         dtype = weight_of(module).dtype
         return None if dtype.is_floating_point else f"its weight is of type {dtype}, not floating point"
+
+    def first_neuron(self, layer: nn.Module) -> Tensor:
+        """See :meth:`LayerKind.first_neuron`."""
+        return self._by_group(layer, "weight")[0, 0, 0]
 
     def output(self, out: Any) -> Tensor:
         """The layer's output; of a nested one, its samples one after another."""
@@ -181,28 +189,27 @@ def inputs_of(layer: nn.Module) -> int:
         >>> inputs_of(nn.Conv2d(4, 8, 3, groups=2)), inputs_of(nn.GRU(4, 8))
         (4, 0)
     """
-    if not isinstance(layer, LINEAR_CONV):
+    if not issubclass(plain_class(layer), LinearConv):
         return 0
-    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    assert isinstance(inputs, int)
-    return inputs
+    kind = plain_kind(layer)
+    assert isinstance(kind, LinearConv)
+    return kind.inputs * kind.groups
 
 
 def like(layer: nn.Module, inputs: int, outputs: int, groups: int, device: torch.device) -> nn.Module:
     """A layer of the same type, geometry and dtype with bias, and with other inputs, outputs and groups.
 
     Args:
-        layer: a Linear, which has no groups, or a convolution.
+        layer: a convolution, or any other layer: then it is a Linear, which has no groups.
         inputs: features or channels.
         outputs: features or channels.
         groups: of a convolution.
         device: where its values, which are undefined, lie.
     """
     place: dict[str, Any] = {"device": device, "dtype": weight_of(layer).dtype}
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, _Convolution):
         linear: nn.Module = nn.utils.skip_init(nn.Linear, inputs, outputs, **place)
         return linear
-    assert isinstance(layer, _Convolution)
     kind = next(base for base in _Convolution if isinstance(layer, base))
     names = (*_GEOMETRY, *["output_padding"] * isinstance(layer, _Transposed))
     geometry = {name: getattr(layer, name) for name in names}

@@ -10,12 +10,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_dendrites.core.kinds.base import Inputs, Memory, register
-from pl_dendrites.core.kinds.whole_module import WholeModule, map_tensors
+from pl_dendrites.core.kinds.whole_module import WholeModule
+from pl_dendrites.core.tensors import below_transforms, map_tensors
 
 __all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
 
 
-@register(nn.RNNCellBase)
+@register(nn.RNNCellBase, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 class Cell(WholeModule):
     """``nn.RNNCell``, ``nn.GRUCell`` or ``nn.LSTMCell``.
 
@@ -31,7 +32,7 @@ class Cell(WholeModule):
         self.neurons, self.dim = layer.hidden_size, -1
 
 
-@register(nn.RNNBase)
+@register(nn.RNNBase, nn.RNN, nn.GRU, nn.LSTM)
 class Recurrent(WholeModule):
     """``nn.RNN``, ``nn.GRU`` or ``nn.LSTM``, with any number of layers, both directions, and projections.
 
@@ -64,7 +65,8 @@ class Recurrent(WholeModule):
         if past is None:
             return RecurrentCall(inputs, memory)
         # Only a state with a graph brings back its past: of one that was detached nobody wants it.
-        goes_on = any(tensor.grad_fn is not None for tensor in _tensors(given))
+        states: Any = given if isinstance(given, tuple | list) else [given]
+        goes_on = any(state.grad_fn is not None for state in states)
         own, starts = (value if goes_on else map_tensors(Tensor.detach, value) for value in (past.own, past.ends))
         resumed = Inputs((args[0], own), kwargs) if len(args) > 1 else Inputs(args, {**kwargs, "hx": own})
         return RecurrentCall(resumed, memory, starts)
@@ -139,6 +141,10 @@ class RecurrentCall(Inputs):
         self.states, self.starts, self.ends = states, starts or {}, {}
         return self
 
+    def with_arguments(self, other: Inputs) -> RecurrentCall:
+        """The same call with the arguments of another."""
+        return RecurrentCall(other, self.states, self.starts)
+
 
 class _Past:
     # What a call left behind: the layer's own final state, and those of its dendrites' nodes.
@@ -192,7 +198,7 @@ class States(Memory):
 
 
 def _tensors(state: Any) -> list[Tensor]:
-    return list(state) if isinstance(state, tuple | list) else [state]
+    return [below_transforms(tensor) for tensor in (state if isinstance(state, tuple | list) else [state])]
 
 
 def _place(tensor: Tensor) -> StorageWeakRef:

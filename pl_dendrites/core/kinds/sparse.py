@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pl_dendrites.core.kinds.base import Inputs, LayerKind, weight_of
+from pl_dendrites.core.kinds.bags import weighted_sums
+from pl_dendrites.core.kinds.base import Inputs, LayerKind, plain_kind, weight_of
 from pl_dendrites.core.kinds.linear_conv import LinearConv, like, pick, run_like
 
 __all__ = ["Sparse", "SparseConv", "SparseLinear", "narrowed"]
@@ -46,10 +46,8 @@ class SparseLinear(nn.Module):
         Returns:
             Shape ``(*, N)``.
         """
-        # A bag is a weighted sum of rows: here the rows are inputs, with a column for each sample.
-        bags = F.embedding_bag(
-            self.inputs, x.reshape(-1, x.shape[-1]).T, mode="sum", per_sample_weights=self.weight.to(x.dtype)
-        )
+        # Rows are inputs, with a column for each sample.
+        bags = weighted_sums(x.reshape(-1, x.shape[-1]).T, self.weight.to(x.dtype), self.inputs)
         return (bags.T + self.bias.to(x.dtype)).view(*x.shape[:-1], len(self.bias))
 
 
@@ -114,7 +112,9 @@ class Sparse(LayerKind):
     inputs: int
 
     def __init__(self, layer: nn.Module, fan_in: int, neurons: int | None = None) -> None:
-        self._dense = LinearConv(layer)
+        dense = plain_kind(layer)
+        assert isinstance(dense, LinearConv)
+        self._dense = dense
         self.inputs = self._dense.inputs
         if not 1 <= fan_in <= self.inputs:
             raise ValueError(f"each of its neurons has {self.inputs} inputs, and a dendrite cannot see {fan_in}")
@@ -131,9 +131,9 @@ class Sparse(LayerKind):
 
     def _make(self, layer: nn.Module, count: int, device: torch.device) -> nn.Module:
         nodes = count * self.neurons
-        if isinstance(layer, nn.Linear):
-            return SparseLinear(nodes, self.fan_in, device, weight_of(layer).dtype)
-        return SparseConv(layer, nodes, self.fan_in, device)
+        if hasattr(layer, "kernel_size"):
+            return SparseConv(layer, nodes, self.fan_in, device)
+        return SparseLinear(nodes, self.fan_in, device, weight_of(layer).dtype)
 
     @torch.no_grad()
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -234,4 +234,4 @@ def narrowed(kind: LayerKind, layer: nn.Module, fan_in: int | None, neurons: int
         return kind
     if not isinstance(kind, LinearConv):
         raise ValueError("its dendrites see all inputs, and all of its neurons have them")
-    return LinearConv(layer, neurons) if fan_in is None else Sparse(layer, fan_in, neurons)
+    return type(kind)(layer, neurons) if fan_in is None else Sparse(layer, fan_in, neurons)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
-from torch.nn.utils.rnn import PackedSequence
 
-from pl_dendrites.core.kinds.base import Inputs, LayerKind, register, weight_of
-from pl_dendrites.core.kinds.linear_conv import LINEAR_CONV, LinearConv
+from pl_dendrites.core.kinds.base import Inputs, LayerKind, kind_class, plain_class, plain_kind, register, weight_of
+from pl_dendrites.core.kinds.linear_conv import LinearConv
+from pl_dendrites.core.tensors import map_tensors
 
-__all__ = ["WholeModule", "map_tensors"]
+__all__ = ["WholeModule", "bare"]
 
 
 @register(nn.Module)
@@ -56,8 +57,11 @@ class WholeModule(LayerKind):
         self._type = type(layer).__name__
         self._key: Any = getattr(layer, "neuron_output", None)
         self._wanted_dim: int | None = getattr(layer, "neuron_dim", None)
-        inner = [LinearConv(part) for part in _bare(layer, {}).modules() if isinstance(part, LINEAR_CONV)]
-        self._guess = (inner[-1].neurons, inner[-1].dim) if inner else None
+        inner = [part for part in bare(layer).modules() if issubclass(plain_class(part), LinearConv)]
+        last = plain_kind(inner[-1]) if inner else None
+        self._guess = None if last is None else (last.neurons, last.dim)
+        # One that computes in a way of its own may have its neurons elsewhere.
+        self._sure = bool(inner) and kind_class(inner[-1]) is plain_class(inner[-1])
 
     @classmethod
     def why_not(cls, module: nn.Module) -> str | None:
@@ -80,7 +84,9 @@ class WholeModule(LayerKind):
         reason = None
         if any(hasattr(parameter, "to_local") for parameter in module.parameters()):
             reason = "processes share out its weights between them, which a copy cannot do"
-        elif any(parametrize.is_parametrized(part) or _foreign_pre_hooks(part) for part in module.modules()):
+        elif not all(map(_can_follow, module.modules())):
+            reason = "its `forward` was replaced on the instance, which a copy cannot follow"
+        elif any(parametrize.is_parametrized(part) or _computes_weights(part) for part in module.modules()):
             reason = "weights inside it are computed from others, which a copy cannot draw anew"
         return reason
 
@@ -145,7 +151,8 @@ class WholeModule(LayerKind):
             return self._wanted_dim - (tensor.ndim if self._wanted_dim >= 0 else 0)
         if self._guess is not None:
             neurons, dim = self._guess
-            if -dim <= tensor.ndim and tensor.shape[dim] == neurons:
+            by_chance = not self._sure and tensor.shape[1:].count(neurons) > 1
+            if -dim <= tensor.ndim and tensor.shape[dim] == neurons and not by_chance:
                 return dim
         if tensor.ndim == 2:  # noqa: PLR2004 - (samples, neurons)
             return -1
@@ -158,16 +165,16 @@ class WholeModule(LayerKind):
 
     def node_set(self, layer: nn.Module, count: int) -> nn.Module:
         """A list of ``count`` copies."""
-        return nn.ModuleList(copy.deepcopy(_bare(layer, {})) for _ in range(count)).requires_grad_(True)
+        return nn.ModuleList(copy.deepcopy(bare(layer)) for _ in range(count)).requires_grad_(True)
 
     def template(self, layer: nn.Module, count: int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.template`."""
-        entries = {name: value.to("meta") for name, value in _bare(layer, {}).state_dict().items()}
+        entries = {name: value.to("meta") for name, value in bare(layer).state_dict().items()}
         return {f"{j}.{name}": value for j in range(count) for name, value in entries.items()}
 
     def cost(self, layer: nn.Module) -> int:
         """See :meth:`LayerKind.cost`."""
-        return sum(parameter.numel() for parameter in _bare(layer, {}).parameters())
+        return sum(parameter.numel() for parameter in bare(layer).parameters())
 
     def initialise(self, nodes: nn.Module, generator: torch.Generator | None = None) -> None:
         """Call ``reset_parameters`` wherever it is; other matrices are drawn uniformly from plus or minus 1/sqrt(n).
@@ -221,26 +228,6 @@ class WholeModule(LayerKind):
         nodes[place].load_state_dict(values)
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Apply a function to every tensor in nested tuples, lists and dicts.
-
-    Example:
-        >>> map_tensors(torch.neg, {"x": [torch.ones(1)], "n": 3})
-        {'x': [tensor([-1.])], 'n': 3}
-    """
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, PackedSequence):
-        return value._replace(data=function(value.data))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(function, item) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(map_tensors(function, item) for item in value)
-    if isinstance(value, dict):
-        return {key: map_tensors(function, item) for key, item in value.items()}
-    return value
-
-
 def _with_entry(container: Any, key: Any, value: Any) -> Any:
     if isinstance(container, tuple):
         items = [value if i == key % len(container) else item for i, item in enumerate(container)]
@@ -250,13 +237,27 @@ def _with_entry(container: Any, key: Any, value: Any) -> Any:
     return changed
 
 
+def bare(module: nn.Module) -> nn.Module:
+    """A module without hooks, whose owners a deepcopy would take along, and without dendrites; it shares all the rest.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> handle = layer.register_forward_hook(print)
+        >>> bare(layer)(torch.zeros(1, 2)).shape, bare(layer).weight is layer.weight
+        (torch.Size([1, 2]), True)
+    """
+    return _bare(module, {})
+
+
 def _bare(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
-    # The module without hooks, whose owners a deepcopy would take along, and without dendrites; it shares all the rest.
     if id(module) not in seen:
         twin = seen[id(module)] = object.__new__(type(module))
         twin.__dict__.update(module.__dict__)
         hooks = [name for name, value in module.__dict__.items() if name.endswith("_hooks") or "_hooks_" in name]
         twin.__dict__.update({name: OrderedDict() for name in hooks})
+        # A method that was bound to the module is the twin's, or it would go on using the module's weights.
+        bound = {n: v for n, v in module.__dict__.items() if isinstance(v, MethodType) and v.__self__ is module}
+        twin.__dict__.update({name: MethodType(method.__func__, twin) for name, method in bound.items()})
         twin.__dict__["_modules"] = {
             name: child if child is None else _bare(child, seen)
             for name, child in module._modules.items()
@@ -265,10 +266,19 @@ def _bare(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     return seen[id(module)]
 
 
-def _foreign_pre_hooks(module: nn.Module) -> list[Any]:
-    # Weight and spectral norm of the old kind compute a weight in one.
+def _can_follow(module: nn.Module) -> bool:
+    # A compiled module makes its own anew when it is copied.
+    forward = module.__dict__.get("forward")
+    bound = isinstance(forward, MethodType) and forward.__self__ is module
+    return forward is None or bound or "_orig_mod" in module._modules
+
+
+def _computes_weights(module: nn.Module) -> bool:
+    # Weight and spectral norm of the old kind, and pruning, compute a weight in a pre-hook, and leave it behind as a
+    # plain attribute. Any other pre-hook may do with the input what it likes.
     hooks = [getattr(hook, "hook", hook) for hook in module._forward_pre_hooks.values()]
-    return [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("pl_dendrites.")]
+    foreign = any(not getattr(hook, "__module__", "").startswith("pl_dendrites.") for hook in hooks)
+    return foreign and any(isinstance(value, Tensor) for value in module.__dict__.values())
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The correlation rule: what candidates learn, and what they are worth.
 
-``correlation`` has the rule itself, as the function of autograd that it is, and Pearson's coefficient. ``moments`` are
+``correlation`` has the rule itself, as the function of autograd that it is, and Pearson's coefficient; ``transforms``
+the rule where ``torch.func`` is at work. ``moments`` are
 the statistics that both are made of, ``common_scale`` makes a sample count the same in every batch, and ``inputs`` says
 how much inputs vary. ``candidates`` is a layer's pool, ``processes`` pools that learn with several processes, ``worth``
 which neurons a dendrite pays on.

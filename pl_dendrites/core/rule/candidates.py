@@ -14,7 +14,7 @@ from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.correlation import covariance_gradient, pearson
 from pl_dendrites.core.rule.inputs import InputSpread
 from pl_dendrites.core.rule.moments import Moments, batch_moments, merge_moments, scaled_errors
-from pl_dendrites.core.tensors import per_neuron
+from pl_dendrites.core.tensors import below_transforms, per_neuron
 
 __all__ = ["Candidates"]
 
@@ -49,6 +49,7 @@ class Candidates(nn.Module):
         pool: ``P``.
         listening: whether the layer's uses are looked at: those of training, not those of a validation.
         watching: whether errors that come are taken in.
+        copies: whether the pool must have a copy of the layer's input, which the model may change in place.
         loss_scale: what the loss was multiplied by before the backward pass; ``None``: nothing.
         epoch: how often statistics began anew.
         spread_of_inputs: how much each input varies, if anybody wants to know.
@@ -101,6 +102,7 @@ class Candidates(nn.Module):
         self.register_buffer("missed", torch.tensor(False, device=device), persistent=False)
         self.common_scale = CommonScale(device)
         self.listening = self.watching = True
+        self.copies = False
         self.epoch = 0
         self.loss_scale: Tensor | None = None
         self.spread_of_inputs: InputSpread | None = None
@@ -138,11 +140,11 @@ class Candidates(nn.Module):
             this use of the layer, and nothing that it needs.
         """
         if self.spread_of_inputs is not None and isinstance(self.kind, LinearConv):
-            self.spread_of_inputs.add(self.kind.input_of(inputs, live=False), self.kind.dim)
+            self.spread_of_inputs.add(below_transforms(self.kind.input_of(inputs, live=False)), self.kind.dim)
         if self.notes is not None:
             return self.notes.watch(inputs, out, dendrites)
         if torch._C._current_graph_task_id() < 0:  # else a forward pass is recomputed, for activation checkpointing
-            self._ahead += out.numel() // max(out.shape[self.kind.dim], 1)
+            self._ahead += below_transforms(out).numel() // max(out.shape[self.kind.dim], 1)
         return self(inputs, out, dendrites), self.observe
 
     @torch.no_grad()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pl_dendrites.core.rule.moments import Moments
-from pl_dendrites.core.tensors import per_neuron
+from pl_dendrites.core.rule.transforms import Observation, is_batch_of_backward_passes
+from pl_dendrites.core.tensors import is_transformed, per_neuron
 
 __all__ = ["CorrelationRule", "covariance_gradient", "pearson"]
 
@@ -49,9 +50,13 @@ class CorrelationRule(torch.autograd.Function):
         return out.clone()
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """Hand ``error`` on and give the candidates the gradient of minus their covariance."""
         (outputs,) = ctx.saved_tensors
+        if is_batch_of_backward_passes(error):  # which the training step runs for itself
+            return error, None, None
+        if is_transformed():
+            return error, Observation.apply(outputs, error, ctx.observe, False), None  # type: ignore[no-untyped-call]
         return error, ctx.observe(outputs, error), None
 
 

@@ -18,7 +18,7 @@ from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.correlation import covariance_gradient
 from pl_dendrites.core.rule.moments import Moments, Sums, batch_moments
-from pl_dendrites.core.tensors import flat_nested, per_neuron
+from pl_dendrites.core.tensors import flat_nested, is_transformed, per_neuron
 
 __all__ = ["Gathered", "JointLearning", "Rows", "Use", "gather_rows"]
 
@@ -99,6 +99,27 @@ class Use:
         return Rows(x.reshape(samples, x.shape[-1]), stacked.reshape(samples, *below), error.reshape(samples, neurons))
 
 
+class Shown:
+    """One use of a layer under transforms of ``torch.func``, which the rule alone can see through.
+
+    Args:
+        outputs: outputs of the pool, below all transforms.
+    """
+
+    half = None
+
+    def __init__(self, outputs: Tensor) -> None:
+        self._outputs = outputs
+
+    def outputs(self) -> Tensor:
+        """Outputs of the pool."""
+        return self._outputs
+
+    def rows(self, error: Tensor) -> Rows | None:
+        """Nothing that could be gathered."""
+        return None
+
+
 def can_wait(pool: Candidates) -> bool:
     """Whether candidates can compute after the backward pass, with samples of other processes beside their own.
 
@@ -118,13 +139,20 @@ class Notes:
     """
 
     def __init__(self, pool: Candidates) -> None:
-        self.uses: list[tuple[Use, Tensor | None]] = []
+        self.uses: list[tuple[Use | Shown, Tensor | None]] = []
         self._pool = pool
 
     def watch(
         self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]
     ) -> tuple[Tensor, Callable[[Tensor, Tensor], None]]:
         """See :meth:`~pl_dendrites.core.rule.candidates.Candidates.watched`: nothing is needed, errors are noted."""
+        if is_transformed():
+            # What the layer was called with stands for other tensors, and is nothing any more when the transform ends.
+            def note_outputs(outputs: Tensor, error: Tensor) -> None:
+                self.uses.append((Shown(outputs), error if self._pool.watching else None))
+
+            return self._pool(inputs, out, dendrites), note_outputs
+
         use = Use(self._pool, inputs, out, dendrites)
 
         def note(_: Tensor, error: Tensor) -> None:
