@@ -170,7 +170,7 @@ def test_one_whose_length_nobody_knows_is_warned_of(
             train(scheduled(make), quick(**settings), max_epochs=-1)
         return
     with pytest.warns(UserWarning, match=says):
-        train(scheduled(make), quick(**settings), max_epochs=-1, limit_train_batches=1, max_time={"seconds": 2})
+        train(scheduled(make), quick(**settings, min_delta=9.0, max_tries=0), limit_train_batches=1)
 
 
 PLAIN: dict[str, Callable[[Optimizer], Any]] = {
@@ -193,7 +193,7 @@ def test_others_are_not(name: str) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*no end.*")
-        train(classifier(optimizers_of), quick(base_epochs=None, patience=1, max_dendrites=1))
+        train(classifier(optimizers_of), quick(base_epochs=None, patience=1, min_delta=9.0, max_tries=0))
 
 
 @pytest.mark.parametrize("limit", [{"max_epochs": 4}, {"max_steps": 10}])
