@@ -135,6 +135,7 @@ class Score:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._source, self._batches = state["source"], state["batches"]
+        self._validated = self._source is not None  # where validations are to say something, one most likely has
 
 
 class TrainingLoss:
