@@ -143,7 +143,7 @@ def test_what_is_communicated(runs: Any) -> None:
             assert sum(steps) == 8 * (weights + dendrites * neurons)
         else:
             sums, gradients = [size for by, size in traffic if by == "dendrites"][-2:]
-            assert sums == 8 * (3 * neurons * (1 + pool) + layers)
+            assert sums == 8 * (3 * neurons * (1 + pool) + 2 * layers)
             assert gradients == 8 * (pool * (weights + dendrites * neurons) + 3 * layers)
         copied += [size for by, size in traffic if by == "wrapper"]
     nodes = [k * (weights + neurons) + k * (k - 1) // 2 * neurons for k in range(1, 4)]
@@ -165,9 +165,9 @@ def test_gradients_of_several_batches_are_communicated_once(runs: Any) -> None:
         traffic for phase, _, traffic in runs[2]["three batches a step"][0]["whole"]["traffic"] if phase != "base"
     ]
     collectives = [len(batch) for batch in traffic]
-    without, with_gradients = min(collectives), max(collectives)
-    assert collectives == [without, without, with_gradients, with_gradients] * (len(collectives) // 4)
-    assert with_gradients == without + 1
+    without = min(collectives)
+    # The first batch of an epoch is looked at, the third and the last one step.
+    assert collectives == [without + 1, without, without + 1, without + 1] * (len(collectives) // 4)
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "gradient"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -235,14 +235,11 @@ class DendriticNetwork:
         """The parameters that a correlation phase trains, for an optimizer."""
         return [parameter for pool in self.candidates.values() for parameter in pool.parameters()]
 
-    def keep_strongest(self, add_up: Callable[[Tensor], None] | None = None) -> list[str]:
+    def keep_strongest(self) -> list[str]:
         """From now on let candidates see as many of their inputs as dendrites are to keep, the strongest ones.
 
         These have the largest weight times standard deviation. The candidates' parameters are others afterwards, and
         their statistics begin anew.
-
-        Args:
-            add_up: adds up a tensor over all processes, in place, where there are several.
 
         Returns:
             Names of the layers whose candidates are sparse now; the others go on as they were.
@@ -251,8 +248,6 @@ class DendriticNetwork:
         for name, pool in self.candidates.items():
             fan_in = self.layers[name].next.fan_in
             if fan_in is not None and pool.fan_in is None:
-                if add_up is not None and pool.spread_of_inputs is not None:
-                    pool.spread_of_inputs.add_up(add_up)
                 pool.keep_strongest(self._hosts[name], fan_in)
                 names.append(name)
         return names

@@ -133,7 +133,7 @@ class CorrelationPhase:
         Args:
             whole_epoch: whether an epoch's first batch is about to come.
         """
-        if self._network.keep_strongest(self._processes.add_up):
+        if self._network.keep_strongest():
             self._take_parameters()
         self._network.reset_correlations()
         self.whole_epoch = whole_epoch

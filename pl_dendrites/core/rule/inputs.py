@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +19,8 @@ class InputSpread(nn.Module):
         samples: how many there were.
         mean: shape ``(n,)``.
         square: shape ``(n,)``, sum of squared deviations.
+        waiting: with several processes, sums over what this one saw and :meth:`take_in` has yet to be told of all:
+            samples, inputs, squared inputs; ``None`` with one process, which takes in batches as they come.
 
     Example:
         >>> spread = InputSpread(2, torch.device("cpu"))
@@ -38,6 +38,11 @@ class InputSpread(nn.Module):
         super().__init__()
         for name, shape in (("samples", ()), ("mean", (inputs,)), ("square", (inputs,))):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64, device=device))
+        self.waiting: Tensor | None = None
+
+    def wait(self) -> None:
+        """From now on there are several processes."""
+        self.waiting = self.samples.new_zeros(2 * len(self.mean) + 1)
 
     @torch.no_grad()
     def add(self, x: Tensor, dim: int) -> None:
@@ -54,27 +59,31 @@ class InputSpread(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         mean = x.mean(0)
         square = (x - mean).square().sum(0)
+        if self.waiting is None:
+            self._merge(count, mean, square)
+        else:
+            mean = mean.double()
+            ones = self.samples.new_full((1,), count)
+            self.waiting += torch.cat([ones, count * mean, square.double() + count * mean.square()])
+
+    def take_in(self, sums: Tensor) -> None:
+        """Take in what :attr:`waiting` is over all processes; it is nothing then.
+
+        Args:
+            sums: shape ``(2 n + 1,)``.
+        """
+        assert self.waiting is not None
+        self.waiting.zero_()
+        count, total, squares = sums.split([1, len(self.mean), len(self.mean)])
+        mean = total / count.clamp(min=1)
+        self._merge(count[0], mean, (squares - count * mean.square()).clamp(min=0))
+
+    def _merge(self, count: float | Tensor, mean: Tensor, square: Tensor) -> None:
         # Chan, Golub & LeVeque (1979).
-        step, share = mean - self.mean, count / (self.samples + count)
+        step, share = mean - self.mean, count / (self.samples + count).clamp(min=1)
         self.square += square + step.square() * self.samples * share
         self.mean += step * share
         self.samples += count
-
-    @torch.no_grad()
-    def add_up(self, add_up: Callable[[Tensor], None]) -> None:
-        """Become that of all processes together. All must call this.
-
-        Args:
-            add_up: adds up a tensor over all processes, in place.
-        """
-        flat = torch.cat(
-            [self.samples[None], self.samples * self.mean, self.square + self.samples * self.mean.square()]
-        )
-        add_up(flat)
-        samples, total, square = flat.split([1, len(self.mean), len(self.mean)])
-        self.samples.copy_(samples[0])
-        self.mean.copy_(total / samples.clamp(min=1))
-        self.square.copy_((square - samples * self.mean.square()).clamp(min=0))
 
     def deviation(self) -> Tensor | None:
         """Standard deviation of each input, shape ``(n,)``; ``None`` where there were no samples, or none varied."""

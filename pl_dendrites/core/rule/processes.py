@@ -318,10 +318,13 @@ class JointLearning:
         self._notes = {pool: Notes(pool) for pool in self._pools}
         for pool, notes in self._notes.items():
             pool.notes = notes
+            if pool.spread_of_inputs is not None:
+                pool.spread_of_inputs.wait()
 
     def learn(self) -> None:
         """Take in what the last backward pass noted, in all processes, and give the candidates their gradients."""
         self._look()
+        self._learn_inputs()
         gathered = {} if self._gather is None else gather_rows(self._notes, self._gather)
         for pool, samples in gathered.items():
             self._learn_whole(pool, samples)
@@ -348,6 +351,15 @@ class JointLearning:
         seen = [CommonScale.look(e, pool.kind.dim) for _, e in self._notes[pool].uses if e is not None and e.numel()]
         largest = max((size for size, _ in seen), default=0.0)
         return largest, float(largest > 0 and any(least == 0 for _, least in seen))
+
+    def _learn_inputs(self) -> None:
+        spreads = [pool.spread_of_inputs for pool in self._pools if pool.spread_of_inputs is not None]
+        waiting = [spread.waiting for spread in spreads if spread.waiting is not None]
+        if waiting:
+            flat = torch.cat(waiting)
+            self._add_up(flat)
+            for spread, sums in zip(spreads, flat.split([len(own) for own in waiting]), strict=True):
+                spread.take_in(sums)
 
     def _learn_whole(self, pool: Candidates, samples: Gathered) -> None:
         outputs, error = samples.rows.outputs(pool, pool.links.dtype, samples.half), samples.rows.error
