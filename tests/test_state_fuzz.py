@@ -201,7 +201,7 @@ def test_a_state_is_taken_whole_or_refused(seed: int, number: int, states: list[
         (
             ["correlation"],
             {},
-            r"'correlation' must have the entries \['candidates', 'optimizer', 'trainable'\], got \[\]",
+            r"'correlation' must have the entries \['candidates', 'gradients', .*'whole_epoch'\], got \[\]",
         ),
         (["correlation", "optimizer"], {}, "'optimizer' in 'correlation' must be the state of an optimizer, got dict"),
         (["correlation", "trainable"], "all", "'trainable' in 'correlation' must be a list, got 'all'"),

@@ -11,6 +11,7 @@ from torch import nn
 from pl_dendrites.core.claims import check_claims, shape_of
 from pl_dendrites.core.growth.hooks import dendrites_of
 from pl_dendrites.core.kinds import inputs_of, narrowed
+from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.moments import Moments
 
 __all__ = ["check_candidates"]
@@ -91,6 +92,8 @@ def _check_values(who: str, layer: nn.Module, values: Mapping[str, Any]) -> None
     for part, value in values.items():
         if value.is_complex() or value.is_quantized:
             raise ValueError(f"{who} have {part} of type {value.dtype}")
+    if "common_scale._extra_state" in values:
+        CommonScale.read(values["common_scale._extra_state"])
     there, inputs = inputs_of(layer), values.get("nodes.inputs")
     if inputs is None:
         return

@@ -92,7 +92,7 @@ def hidden_dendrites(model: nn.Module) -> Iterator[None]:
         ...     [name for name, _ in model.named_parameters()]
         ['weight', 'bias']
         >>> len(list(model.parameters()))
-        5
+        6
     """
     hidden = [(layer, list(layer._modules)) for _, layer in attached_layers(model)]
     for layer, _ in hidden:

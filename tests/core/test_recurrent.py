@@ -159,10 +159,11 @@ def test_candidates_get_the_gradient_of_autograd(make: MakeLayer, shape: tuple[i
 def test_a_model_that_uses_the_final_state_alone_has_an_error(make: MakeLayer, shape: tuple[int, ...]) -> None:
     layer = make()
     network = started(layer, dendrites=1)
-    state = layer(random(*shape))[1]
-    hidden = state[0] if isinstance(state, tuple) else state
-    wavy(hidden[-1]).backward()
-    assert network.layers_with_error() == [""]
+    for size in (1.0, -0.5, 2.0):  # of a single sequence the final entry is one sample
+        state = layer(size * random(*shape))[1]
+        hidden = state[0] if isinstance(state, tuple) else state
+        wavy(hidden[-1]).backward()
+        assert network.layers_with_error() == [""]
     taken = network.integrate()[""]
     assert taken[-1].abs() > 0
 

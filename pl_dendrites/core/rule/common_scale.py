@@ -77,7 +77,12 @@ class CommonScale(nn.Module):
         return torch.tensor([self.first, self.leaves_out, self.power], device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
-        """Undo :meth:`get_extra_state`.
+        """Undo :meth:`get_extra_state`; errors are those of :meth:`read`."""
+        self.first, self.leaves_out, self.power = self.read(state)
+
+    @staticmethod
+    def read(state: Any) -> tuple[int, bool, int]:
+        """What :meth:`get_extra_state` says.
 
         Raises:
             ValueError: if it is something else.
@@ -86,7 +91,7 @@ class CommonScale(nn.Module):
         first, leaves_out, power = state.tolist() if whole else (-1, 0, 0)
         if first < 0 or not 0 <= power <= _MOST or leaves_out not in (0, 1):
             raise ValueError("what the saved candidates have seen of their first batch cannot be read")
-        self.first, self.leaves_out, self.power = first, bool(leaves_out), power
+        return first, bool(leaves_out), power
 
     @staticmethod
     def look(error: Tensor, dim: int) -> tuple[float, float]:
