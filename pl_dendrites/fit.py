@@ -91,7 +91,8 @@ class Fit:
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
         """Take in the model, which may have dendrites already."""
         settings = self._settings
-        network = self.network = DendriticNetwork(module, settings.targets, settings.exclude)
+        known = None if self._resumed is None else self._resumed.mirrors
+        network = self.network = DendriticNetwork(module, settings.targets, settings.exclude, known)
         network.set_next(**settings.next)
         if settings.targets is None:
             optimizers.leave_unheld_alone(trainer.optimizers, network)
@@ -349,6 +350,7 @@ class Fit:
         if self.best.weights is None:
             return
         self.best.restore(module)
+        self._network.freeze_mirrors()
         # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
         for parameter in module.parameters():
             parameter.grad = None
@@ -425,6 +427,7 @@ class Fit:
             used=used if self._used is None else sorted(self._used.names),
             monitor=self._settings.monitor if resumed is None else resumed.monitor,
             mode=self._settings.mode if resumed is None else resumed.mode,
+            mirrors=(resumed.mirrors if resumed is not None else {}) if self.network is None else self.network.mirrors,
         ).to_dict()
 
     def resume(self, saved: Mapping[str, Any]) -> None:

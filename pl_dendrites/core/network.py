@@ -18,6 +18,7 @@ from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, 
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import inputs_of
+from pl_dendrites.core.mirrors import find_mirrors, mirrored_layers
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
 from pl_dendrites.core.structure import grow_on_load
@@ -36,9 +37,11 @@ class DendriticNetwork:
         model: the model. Dendrites that it has already are taken over.
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: taken out of ``targets``.
+        mirrors: found before, see :func:`~pl_dendrites.core.mirrors.find_mirrors`.
 
     Attributes:
         model: the model.
+        mirrors: name of each module that mirrors one with target layers, and of that: its layers grow as theirs do.
         targets: names of the layers that grow.
         skipped: name and reason of the layers left alone.
         left_alone: those of them that :meth:`leave_alone` named.
@@ -72,20 +75,51 @@ class DendriticNetwork:
         model: nn.Module,
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
+        mirrors: Mapping[str, str] | None = None,
     ) -> None:
         selection = select_targets(model, targets, exclude)
         self.model = model
         self.skipped = selection.skipped
         self.left_alone: set[str] = set()
-        self._hosts = hosts(model)
         self.targets = list(selection.chosen)
-        for name, layer in selection.chosen.items():
-            if name not in self._hosts:
+        for layer in selection.chosen.values():
+            if "dendrites" not in layer._modules:
                 hang(layer)
-                self._hosts[name] = layer
+        self.mirrors: dict[str, str] = {}
+        self._hosts = hosts(model)
+        self._mirrored: dict[str, list[nn.Module]] = {}
+        self._take_mirrors(find_mirrors(model, self.targets, mirrors))
         self.share = 1.0
         self._freeze: Freeze | None = None
         grow_on_load(model)
+
+    def _take_mirrors(self, mirrors: dict[str, str]) -> None:
+        modules, own = {plain_name(name): module for name, module in self.model.named_modules()}, list(self.targets)
+        for target in own:
+            layers = [name for name in mirrored_layers(mirrors, target) if name in modules]
+            for name in layers:
+                if "dendrites" not in modules[name]._modules:
+                    hang(modules[name])
+                self._hosts.pop(name, None)
+                if name in self.targets:
+                    self.targets.remove(name)
+                self.skipped.pop(name, None)
+            if layers:
+                self._mirrored[target] = [modules[name] for name in layers]
+        self.mirrors = mirrors
+        self.freeze_mirrors()
+
+    def freeze_mirrors(self) -> None:
+        """Have nothing trained of the dendrites of mirrors, whoever made them: a load makes them as any others."""
+        for layers in self._mirrored.values():
+            for layer in layers:
+                dendrites_of(layer).requires_grad_(False)
+
+    def _mirror(self, name: str) -> None:
+        # The newest dendrites of a layer, on the layers that mirror it.
+        for layer in self._mirrored.get(name, []):
+            know_neurons(layer, self.layers[name].kind.neurons or 0)
+            dendrites_of(layer).follow(layer, self.layers[name])
 
     def set_next(
         self, activation: str = "tanh", *, live: bool = False, fan_in: int | float | None = None, share: float = 1.0
@@ -352,6 +386,7 @@ class DendriticNetwork:
         for name in chosen if some else used:
             layer = self._hosts[name]
             taken[name] = dendrites_of(layer).integrate(layer, chosen.get(name))
+            self._mirror(name)
         self.discard()
         return taken
 
@@ -379,6 +414,7 @@ class DendriticNetwork:
         for name in names:
             layer = self._hosts[name]
             dendrites_of(layer).grow(layer, generator)
+            self._mirror(name)
 
     def discard(self) -> None:
         """The candidates go; flags and buffers return. Does nothing where there are none."""

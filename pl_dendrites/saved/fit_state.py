@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +37,7 @@ class FitState:
         running: the record of the phase that is running.
         monitor: the metric that decides; older states are without.
         mode: whether a good score is small or large; older states are without.
+        mirrors: name of each module that grows with another, and of that.
 
     Example:
         >>> FitState.from_dict({"format": 2})
@@ -57,6 +58,7 @@ class FitState:
     running: dict[str, Any] | None = None
     monitor: str | None = None
     mode: str | None = None
+    mirrors: dict[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> tuple[str, str] | None:
@@ -225,7 +227,12 @@ _CORRELATION = _entries(
     trainable=_each(_list, _text),
 )
 _STATE = _entries(
-    {"running": _maybe(_RECORD), "monitor": _text, "mode": _one_of("min", "max")},
+    {
+        "running": _maybe(_RECORD),
+        "monitor": _text,
+        "mode": _one_of("min", "max"),
+        "mirrors": _each(_mapping, _text),
+    },
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
     history=_each(_list, _RECORD),

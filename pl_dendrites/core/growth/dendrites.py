@@ -250,6 +250,25 @@ class Dendrites(nn.ModuleList):
         self.set_candidates(None)
         return correlation[best, every]
 
+    @torch.no_grad()
+    def follow(self, layer: nn.Module, source: Dendrites) -> None:
+        """Have as many dendrites as another layer, the newest of them a copy of its newest; none of them is trained.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+            source: the dendrites of a layer that this one mirrors.
+        """
+        self.reshape(layer, source.forms)
+        own, other = self[-1], source[-1]
+        assert isinstance(own, Block)
+        assert isinstance(other, Block)
+        own.kind.put(own.nodes, own.count - 1, other.kind.take(other.nodes, other.count - 1))
+        own.links[own.links_of(own.count - 1)] = other.links[other.links_of(other.count - 1)]
+        own.weights[-1].copy_(other.weights[-1])
+        if own.neurons is not None and other.neurons is not None:
+            own.neurons.copy_(other.neurons)
+        self.requires_grad_(False)
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """What a base phase trains: the output weights, and of live dendrites all else."""
         return [parameter for block in self for parameter in block.trained_parameters()]
