@@ -345,7 +345,7 @@ class DendriticNetwork:
         if self._freeze is not None:
             self._freeze.adopt()
 
-    def listen(self, listening: bool, *, thaw: bool = True) -> None:
+    def listen(self, listening: bool, frozen: bool | None = None) -> None:
         """Say whether candidates learn from what the model does now. They do so from the start.
 
         Between a batch of training and the next they need not: a validation may take gradients, and flags of
@@ -353,13 +353,13 @@ class DendriticNetwork:
 
         Args:
             listening: whether they learn.
-            thaw: whether flags return while they do not.
+            frozen: whether all parameters are frozen meanwhile; ``None``: while they learn.
         """
         for pool in self.candidates.values():
             pool.listening = listening
-        if self._freeze is not None and listening:
+        if self._freeze is not None and (listening if frozen is None else frozen):
             self._freeze.freeze()
-        elif self._freeze is not None and thaw:
+        elif self._freeze is not None:
             self._freeze.thaw()
 
     def integrate(self) -> dict[str, Tensor]:

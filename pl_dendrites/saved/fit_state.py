@@ -217,7 +217,7 @@ _RECORD = _entries(
 )
 _CORRELATION = _entries(
     {  # older states are without
-        "whole_epoch": _one_of(True, False),
+        **dict.fromkeys(("whole_epoch", "own_gradients"), _one_of(True, False)),
         "waiting": _whole(0),
         "single": _held(_each(_list, _tensor)),
         **dict.fromkeys(("gradients", "summed"), _held(_each(_list, _maybe(_tensor)))),

@@ -1,11 +1,11 @@
 """The Trainer's side: what a fit that grows needs of a Trainer, and does to it.
 
 ``trainer`` has everything that reaches into one, and no other file does. ``stand_still`` keeps its loops going while
-the network stands still, ``correlation_phase`` has candidates learn meanwhile; ``score`` reads the metric that decides
-and the training loss; ``optimizers`` lets the user's follow a network that grows, ``groups`` says where in them a
-parameter can go, ``restart`` makes them as new; ``configuring`` is about what the model configures them from;
-``processes`` is what several agree on, ``fsdp`` what sharded models need; ``refusals`` ends a fit that could not work
-before it begins.
+the network stands still, ``correlation_phase`` has candidates learn meanwhile, ``own_gradients`` helps steps that ask
+for gradients of what is frozen then; ``score`` reads the metric that decides and the training loss; ``optimizers`` lets
+the user's follow a network that grows, ``groups`` says where in them a parameter can go, ``restart`` makes them as new;
+``configuring`` is about what the model configures them from; ``processes`` is what several agree on, ``fsdp`` what
+sharded models need; ``refusals`` ends a fit that could not work before it begins.
 
 It may import the core and Lightning, and knows neither files nor what is shown.
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from pl_dendrites.core.growth.sharded import is_sharded, reshard
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.rule.processes import JointLearning
+from pl_dendrites.training.own_gradients import OwnGradients
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.stand_still import StandStill
 from pl_dendrites.training.trainer import gradient_scaler, loss_scale
@@ -80,7 +81,7 @@ class CorrelationPhase:
             state=None if resumed is None else resumed["candidates"],
             values=values if self._thaws else None,
         )
-        network.listen(False, thaw=self._thaws)
+        network.listen(False, frozen=not self._thaws)
         self._network, self._make_optimizer = network, adam if optimizer is None else optimizer
         self.whole_epoch, self._batches, self._waiting = whole_epoch, batches, 0
         try:
@@ -91,6 +92,11 @@ class CorrelationPhase:
             network.discard()
             raise
         self._stand_still = StandStill(trainer, validate)
+        self._own_gradients: OwnGradients | None = None
+        if self._thaws:
+            needed = resumed is not None and bool(resumed.get("own_gradients"))
+            thaw = partial(network.listen, True, frozen=False)
+            self._own_gradients = OwnGradients(trainer.lightning_module, thaw, needed)
         self._processes = Processes(trainer)
         self._joint: JointLearning | None = None
         if self._processes.count > 1:
@@ -165,7 +171,8 @@ class CorrelationPhase:
         Steps since then are forgotten: saving a sharded model may step an optimizer, to see what it remembers.
         """
         self.hold_still()
-        self._network.listen(True)
+        own = self._own_gradients
+        self._network.listen(True, frozen=own is None or not own.needed)
         self._stand_still.stepped = False
 
     def begin_backward(self) -> None:
@@ -187,7 +194,9 @@ class CorrelationPhase:
         self.hold_still()
         if self._joint is not None and not self._backward_seen:
             self._joint.learn()  # past Lightning, too
-        self._network.listen(False, thaw=self._thaws)
+        self._network.listen(False, frozen=not self._thaws)
+        if self._own_gradients is not None:
+            self._own_gradients.clear()
         self._backward_seen = False
         self._waiting += self._stepped()
         if self._waiting < (1 if trainer.is_last_batch else self._batches):
@@ -235,6 +244,8 @@ class CorrelationPhase:
     def end(self) -> None:
         """Give the Trainer back its optimizers; candidates that nobody integrated go."""
         self._stand_still.release()
+        if self._own_gradients is not None:
+            self._own_gradients.release()
         self._network.discard()
 
     def begin_validation(self) -> None:
@@ -269,6 +280,7 @@ class CorrelationPhase:
             "optimizer": self._optimizer.state_dict(),
             "trainable": self._network.trainable,
             "whole_epoch": self.whole_epoch,
+            "own_gradients": self._own_gradients is not None and self._own_gradients.needed,
             "waiting": self._waiting,
             "gradients": [None if gradient is None else gradient.detach().clone() for gradient in gradients],
             "summed": [None if gradient is None else gradient.detach().clone() for gradient in summed],
