@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,15 @@ Observe = Callable[[Tensor, Tensor], Tensor | None]
 
 class _Notes(Protocol):
     def watch(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> tuple[Tensor, Observe]: ...
+
+
+@dataclass
+class _Pass:
+    # The last backward pass: PyTorch's number of it, the sign in it, samples in it, and in forward passes since.
+    number: int = -1
+    sign: Tensor = field(default_factory=lambda: torch.empty(0))
+    samples: int = 0
+    ahead: int = 0
 
 
 class Candidates(nn.Module):
@@ -106,8 +116,7 @@ class Candidates(nn.Module):
         self.epoch = 0
         self.loss_scale: Tensor | None = None
         self.spread_of_inputs: InputSpread | None = None
-        self._pass, self._sign = -1, torch.empty(0)  # the backward pass that was last, and the sign in it
-        self._of_pass = self._ahead = 0  # samples in it, and in forward passes since
+        self._pass = _Pass()
         self.notes: _Notes | None = None
 
     def forward(self, inputs: Inputs, out: Tensor, dendrites: list[Tensor]) -> Tensor:
@@ -144,7 +153,7 @@ class Candidates(nn.Module):
         if self.notes is not None:
             return self.notes.watch(inputs, out, dendrites)
         if torch._C._current_graph_task_id() < 0:  # else a forward pass is recomputed, for activation checkpointing
-            self._ahead += below_transforms(out).numel() // max(out.shape[self.kind.dim], 1)
+            self._pass.ahead += below_transforms(out).numel() // max(out.shape[self.kind.dim], 1)
         return self(inputs, out, dendrites), self.observe
 
     @torch.no_grad()
@@ -173,10 +182,10 @@ class Candidates(nn.Module):
 
     def _samples(self, own: int) -> int:
         # Of all uses of the layer in this backward pass; those that a second pass through a graph has are its own.
-        this = torch._C._current_graph_task_id()
-        if this < 0 or this != self._pass:
-            self._of_pass, self._ahead = self._ahead or own, 0
-        return self._of_pass
+        this, last = torch._C._current_graph_task_id(), self._pass
+        if this < 0 or this != last.number:
+            last.samples, last.ahead = last.ahead or own, 0
+        return last.samples
 
     @torch.no_grad()
     def take_in(self, new: Moments, samples: int | Tensor) -> Tensor:
@@ -192,17 +201,18 @@ class Candidates(nn.Module):
         """
         if self.loss_scale is not None:
             new = scaled_errors(new, 1 / self.loss_scale)
-        factor = self.common_scale.factor(new, self.moments, samples)
+        so_far = self.moments
+        factor = self.common_scale.factor(new, so_far, samples)
         new = scaled_errors(new, factor)
-        merge_moments(self.moments, new)
+        merge_moments(so_far, new)
         average, covariance = self.get_buffer("running_covariance"), new.covariance.nan_to_num(0.0, 0.0, 0.0)
-        this = torch._C._current_graph_task_id()
-        if this >= 0 and this == self._pass:
+        this, last = torch._C._current_graph_task_id(), self._pass
+        if this >= 0 and this == last.number:
             average.add_(covariance, alpha=1 - _SIGN_MOMENTUM)  # all uses together are what the average moves towards
         else:
             average.lerp_(covariance, 1 - _SIGN_MOMENTUM)
-            self._pass, self._sign = this, average.sign()
-        return self._sign if isinstance(factor, float) else self._sign * factor
+            last.number, last.sign = this, average.sign()
+        return last.sign if isinstance(factor, float) else last.sign * factor
 
     @property
     def moments(self) -> Moments:
