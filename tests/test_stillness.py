@@ -94,6 +94,7 @@ class Own(Classifier):
         super().__init__()
         self.how = how
         self.average = copy.deepcopy(self.net[4]).requires_grad_(False)
+        self.average.weight.data += 1  # begins apart: no mirror, which would grow with the layer
         self.looks: list[tuple[str, dict[str, Tensor]]] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
