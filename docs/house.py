@@ -29,6 +29,7 @@ SAYS = {
     "core": "dendrites of a model; torch alone",
     "core/growth": "what hangs on a layer",
     "core/rule": "what candidates learn",
+    "core/fields": "what shared dendrites see",
     "core/kinds": "a kind of layer each",
     "core (leaves)": "what all may use",
 }

@@ -1,14 +1,16 @@
 """The core: dendrites for any PyTorch model, without Lightning.
 
-``attach`` gives dendrites to a model and takes them away, ``network`` is what one then works with. ``targets`` says
-which layers can have them, ``structure`` reads off a state_dict which ones a model must have, ``candidate_state`` looks
-at what a state says of candidates, ``claims`` at what either says of sizes, ``mirrors`` finds what grows with what it
+``attach`` gives dendrites to a model and takes them away, ``network`` is what one then works with; ``shared`` is both
+for shared dendrites. ``targets`` says which layers can have them, ``structure`` reads off a state_dict which ones a model
+must have, and ``shared_structure`` which shared ones; ``candidate_state`` looks at what a state says of candidates,
+``claims`` at what either says of sizes, ``mirrors`` finds what grows with what it
 copies, ``phases`` decides when to grow, and ``cost`` what growth costs. Below are three rooms, each with a page of its
-own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn) and ``kinds`` (a kind of layer each).
+own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn), ``fields`` (what shared dendrites see) and
+``kinds`` (a kind of layer each).
 ``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
 
 It imports torch and the standard library alone, and nothing from the rest of the package. Imports run one way: the
-files of this folder, then ``growth``, then ``rule``, then ``kinds``, then the leaves.
+files of this folder, then ``growth``, then ``rule`` and ``fields``, then ``kinds``, then the leaves.
 """
 
 from pl_dendrites.core.activations import ACTIVATIONS
@@ -18,6 +20,7 @@ from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.rule.candidates import Candidates
+from pl_dendrites.core.shared import SharedGrowth, UnitSet, attach_shared
 from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.targets import Selection, select_targets
 
@@ -30,7 +33,10 @@ __all__ = [
     "Form",
     "PhaseMachine",
     "Selection",
+    "SharedGrowth",
+    "UnitSet",
     "attach",
+    "attach_shared",
     "detach",
     "grow_on_load",
     "restore_structure",

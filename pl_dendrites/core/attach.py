@@ -94,7 +94,8 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
         state_dict: weights of a grown model.
 
     Returns:
-        The network, or ``None`` if neither the state_dict nor the model knows of dendrites.
+        The network, or ``None`` if neither the state_dict nor the model knows of private dendrites. Shared ones are for
+        :func:`~pl_dendrites.core.shared.attach_shared` to take over.
 
     Raises:
         ValueError: if they do not fit the model; names the layers that differ. The model is then left as it was.
@@ -110,5 +111,5 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
         <All keys matched successfully>
     """
     apply_structure(model, state_dict, "")
-    names = list(hosts(model))
+    names = [name for name, layer in hosts(model).items() if not dendrites_of(layer).shared]
     return DendriticNetwork(model, names) if names else None

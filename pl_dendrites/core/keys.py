@@ -1,7 +1,8 @@
 """Names: of modules, and of the entries that dendrites have in a state_dict. No other file reads or writes them.
 
 Each block of a layer's dendrites has the entries ``<layer>.dendrites.<block>.nodes.*``, ``.links``, ``.weights.0`` ...
-``.weights.<k - 1>`` and ``.code``, and ``.neurons`` if only some neurons have its dendrites.
+``.weights.<k - 1>`` and ``.code``, and ``.neurons`` if only some neurons have its dendrites. A block of shared
+dendrites has ``.field``, ``.weight``, ``.bias``, ``.out`` and ``.code``, and ``.feeds`` if each feeds some outputs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ __all__ = ["DendriteKey", "count_in", "entries_by_layer", "is_constant_key", "is
 
 _KEY = re.compile(
     r"(?:(?P<layer>.+)\.)?dendrites\.(?P<block>\d+)\."
-    r"(?P<part>nodes\.(?:inputs|(?:layer\.)?(?:weight|bias)|\d+\..+)|links|code|neurons|weights\.\d+)",
+    r"(?P<part>nodes\.(?:inputs|(?:layer\.)?(?:weight|bias)|\d+\..+)|links|code|neurons|weights\.\d+|field|weight|bias|out|feeds)",
     re.DOTALL,  # a name may have any character but a dot
 )
 _CONSTANT = ("code", "neurons", "nodes.inputs")

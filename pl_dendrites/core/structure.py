@@ -22,9 +22,11 @@ from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.hooks import dendrites_of, hang, is_hook, know_neurons, remove_hook
+from pl_dendrites.core.growth.shared_block import SharedForm
 from pl_dendrites.core.keys import count_in, entries_by_layer
 from pl_dendrites.core.kinds import LayerKind, inputs_of, kind_of, narrowed
-from pl_dendrites.core.targets import reasons_against
+from pl_dendrites.core.shared_structure import Misfit, is_shared, read_shared
+from pl_dendrites.core.targets import reasons_against, why_not_around
 
 __all__ = ["LayerStructure", "apply_structure", "grow_on_load", "read_structure", "stop_growing_on_load", "taken_whole"]
 
@@ -40,7 +42,7 @@ class LayerStructure:
         neurons: number of neurons.
     """
 
-    forms: tuple[Form, ...]
+    forms: tuple[Form | SharedForm, ...]
     neurons: int = 0
 
 
@@ -167,7 +169,7 @@ def read_structure(
     told: dict[nn.Module, LayerStructure] = {}
     for name, blocks in parts.items():
         try:
-            layer = _able(modules.get(name), against)
+            layer = _able(modules.get(name), against, blocks)
             structure[name] = _read_layer(layer, blocks)
             _check_own(layer, state_dict, f"{prefix}{name}." if name else prefix)
             if layer not in told:
@@ -187,10 +189,14 @@ def read_structure(
     return structure
 
 
-def _able(layer: nn.Module | None, against: Mapping[nn.Module, str | None]) -> nn.Module:
+def _able(
+    layer: nn.Module | None, against: Mapping[nn.Module, str | None], blocks: Mapping[str, Mapping[str, Any]]
+) -> nn.Module:
     if layer is None:
         raise ValueError("it has dendrites in the state_dict, but the model has no such layer")
     reason = against.get(layer, "it is a part of dendrites itself")
+    if all(is_shared(values) for values in blocks.values()):  # which can hang around any module
+        reason = why_not_around(layer) if layer in against else reason
     if reason is not None:
         raise ValueError(
             f"it has dendrites in the state_dict, but a {type(layer).__name__} cannot have any here: {reason}"
@@ -211,22 +217,30 @@ def _read_layer(layer: nn.Module, blocks: Mapping[str, Mapping[str, Any]]) -> La
     numbers = [str(number) for number in range(len(blocks))]
     if set(blocks) != set(numbers):
         raise ValueError(f"its dendrites are incomplete: there are the stacks {sorted(blocks)}")
-    neurons = kind_of(layer).neurons
-    if neurons is None:  # of a layer that has not run yet the state_dict tells
-        first = blocks["0"].get("weights.0")
-        Claims().take([first], "its dendrites")
-        neurons = _length(first)
-    forms: list[Form] = []
+    known = kind_of(layer).neurons
+    forms: list[Form | SharedForm] = []
+    try:
+        neurons = _told_neurons(blocks) if known is None else known  # of one that has not run yet the state_dict tells
+    except Misfit as misfit:
+        raise ValueError(f"dendrites.0.{misfit}") from None
     for number in numbers:
+        values = blocks[number]
         try:
-            forms.append(_read_block(layer, blocks[number], sum(form.count for form in forms), neurons))
-        except _Misfit as misfit:
+            if is_shared(values):
+                forms.append(read_shared(values, known))
+            else:
+                forms.append(_read_block(layer, values, sum(form.count for form in forms), neurons))
+        except Misfit as misfit:
             raise ValueError(f"dendrites.{number}.{misfit}") from None
     return LayerStructure(tuple(forms), neurons)
 
 
-class _Misfit(Exception):
-    pass
+def _told_neurons(blocks: Mapping[str, Mapping[str, Any]]) -> int:
+    if is_shared(blocks["0"]):
+        return read_shared(blocks["0"]).outputs
+    first = blocks["0"].get("weights.0")
+    Claims().take([first], "its dendrites")
+    return _length(first)
 
 
 def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: int) -> Form:
@@ -237,7 +251,7 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
     kind = narrowed(kind_of(layer), layer, fan_in, chosen)
     neurons = every if chosen is None else chosen
     if neurons > every:
-        raise _Misfit(f"neurons must be at most {every}, got {neurons}")
+        raise Misfit(f"neurons must be at most {every}, got {neurons}")
     _check_nodes(kind, layer, values, count)
     entries = {f"nodes.{part}": value for part, value in kind.template(layer, max(count, 1)).items()}
     entries["links"] = torch.empty(count * below + count * (count - 1) // 2, neurons, device="meta")
@@ -250,16 +264,16 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
         raise ValueError(f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}")
     for part, wanted in entries.items():
         if shape_of(values[part]) != tuple(wanted.shape):
-            raise _Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {shape_of(values[part])}")
+            raise Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {shape_of(values[part])}")
         if wanted.is_floating_point() and not values[part].is_floating_point():
-            raise _Misfit(f"{part} must be floating point, got {values[part].dtype}")
+            raise Misfit(f"{part} must be floating point, got {values[part].dtype}")
     # By themselves: whoever looks at all numbers takes as long as they claim to be. All layers together come later.
     Claims().take(values.values(), "its dendrites")
     activation, live = _numbers(values, "code", len(ACTIVATIONS))
     if live not in (0, 1):
-        raise _Misfit(f"code must end with 0 or 1, got {live}")
+        raise Misfit(f"code must end with 0 or 1, got {live}")
     if chosen is not None and sorted(set(numbers := _numbers(values, "neurons", every))) != numbers:
-        raise _Misfit("neurons must be ascending")
+        raise Misfit("neurons must be ascending")
     if fan_in is not None:
         _numbers(values, "nodes.inputs", inputs_of(layer))
     return Form(count, list(ACTIVATIONS)[activation], bool(live), fan_in, chosen)
@@ -276,9 +290,9 @@ def _check_nodes(kind: LayerKind, layer: nn.Module, values: Mapping[str, Any], c
 def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:
     value = values[part]
     if value.dtype != torch.int64:
-        raise _Misfit(f"{part} must hold integers, got {value.dtype}")
+        raise Misfit(f"{part} must hold integers, got {value.dtype}")
     if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < bound):
-        raise _Misfit(f"{part} must hold integers below {bound}, got {int(value.min())} to {int(value.max())}")
+        raise Misfit(f"{part} must hold integers below {bound}, got {int(value.min())} to {int(value.max())}")
     numbers: list[int] = value.flatten().tolist() if value.ndim == 1 else []
     return numbers
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -14,7 +15,7 @@ from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import is_layer, kind_class, kind_of
 
-__all__ = ["Predicate", "Selection", "reasons_against", "select_targets"]
+__all__ = ["Predicate", "Selection", "reasons_against", "select_targets", "why_not_around"]
 
 Predicate = Callable[[str, nn.Module], bool]
 
@@ -176,6 +177,27 @@ def _why_not(name: str, module: nn.Module, modules: Mapping[str, nn.Module], nam
         # What has dendrites has shown that it can have nodes; a load asks again and again.
         if reason is None and module._modules.get("dendrites") is None:
             reason = kind.why_no_node(module)
+    return reason
+
+
+def why_not_around(module: nn.Module) -> str | None:
+    """Why shared dendrites cannot hang around a module; ``None``: nothing that can be seen before it runs.
+
+    Example:
+        >>> why_not_around(nn.ModuleList())
+        'it holds modules and is never called itself'
+        >>> why_not_around(nn.Sequential(nn.Linear(2, 2))) is None
+        True
+    """
+    reason = None
+    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        reason = "it holds modules and is never called itself"
+    elif isinstance(module, torch.jit.ScriptModule):
+        reason = "it is compiled by TorchScript"
+    elif not isinstance(getattr(module, "dendrites", None), Dendrites | None):
+        reason = "it already has an attribute named 'dendrites'"
+    elif not any(parameter.is_floating_point() and not is_lazy(parameter) for parameter in module.parameters()):
+        reason = "it has no parameters, which tell where dendrites are to be and of which type"
     return reason
 
 

@@ -14,6 +14,7 @@ from pl_dendrites.core.cost import (
     pool_weights,
     product_weights,
 )
+from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
@@ -114,7 +115,7 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
 def _costs(machine: PhaseMachine, network: DendriticNetwork) -> dict[str, float]:
     modules = {plain_name(name): module for name, module in network.model.named_modules()}
     own = sum(product_weights(modules[name]) for name in network.layers) or 1
-    grown = sum(product_weights(block.nodes) for dendrites in network.layers.values() for block in dendrites) / own
+    grown = sum(_weights(dendrites) for dendrites in network.layers.values()) / own
     costs, pools = {"inference_cost": inference_cost(grown)}, network.candidates
     if not pools:
         return costs
@@ -125,6 +126,11 @@ def _costs(machine: PhaseMachine, network: DendriticNetwork) -> dict[str, float]
     dense, epochs = machine.dense_epochs, max(1, machine.epochs)
     pool = (dense * seen["all"] + (machine.epochs - dense) * seen["strongest"]) / epochs / own
     return costs | {"step_cost": correlation_step_cost(grown, pool)}
+
+
+def _weights(dendrites: Dendrites) -> int:
+    private = sum(product_weights(block.nodes) for block in dendrites.private)
+    return private + sum(product_weights(block) for block in dendrites.shared)
 
 
 def why_none(history: Sequence[Mapping[str, Any]]) -> str:

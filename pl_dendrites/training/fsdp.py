@@ -57,7 +57,7 @@ def _why_not(trainer: pl.Trainer, layer: nn.Module, manager: nn.Module) -> str:
             f"it is shared out over {weight.device_mesh}, and not simply over all {trainer.world_size} processes. Call"
             " `fully_shard(..., mesh=self.device_mesh['data_parallel'])`."
         )
-    weights = [own for block in dendrites_of(layer) for own in block.weights]
+    weights = [own for block in dendrites_of(layer).private for own in block.weights]
     if any(isinstance(own, DTensor) and own.placements[0].is_shard() for own in weights):
         return (
             "it had dendrites when it was sharded, and can have no more. Shard the model without them, and go on from a"
@@ -151,7 +151,9 @@ class Shards:
         if self._loading is None:
             return
         for dendrites in network.layers.values():
-            forms = [dendrites.next, *dendrites.forms]
+            if dendrites.shared:
+                raise MisconfigurationException("a sharded model cannot have shared dendrites.")
+            forms = [dendrites.next, *(block.form for block in dendrites.private)]
             if any(form.live for form in forms):
                 raise MisconfigurationException(
                     "the dendrites of a sharded model learn by correlation alone: use learning='correlation'."

@@ -22,7 +22,7 @@ LEAVES = tuple(f"pl_dendrites.core.{name}" for name in ("activations", "checks",
 FLOORS = (
     LEAVES,
     ("pl_dendrites.core.kinds",),
-    ("pl_dendrites.core.rule",),
+    ("pl_dendrites.core.rule", "pl_dendrites.core.fields"),
     ("pl_dendrites.core.growth",),
     ("pl_dendrites.core",),
     ("pl_dendrites.saved", "pl_dendrites.training"),

@@ -1,11 +1,12 @@
 """What hangs on a layer: its dendrites, how they get there, and what stands still while others learn.
 
-``dendrites`` has all dendrites of one layer, a list of what ``block`` has: a run of like ones and their cascade.
+``dendrites`` has all dendrites of one layer, a list of what ``block`` has, a run of like ones and their cascade, and of
+what ``shared_block`` has, units around a whole module. ``error_watch`` takes samples for these.
 ``hooks`` hangs them on a layer and takes them off; ``freeze`` keeps a network as it is while candidates learn;
 ``used_layers`` tells which layers training uses; ``sharded`` is what processes that share out parameters need.
 
-It may import torch, the rule, the kinds of layers and the leaves of ``core``; it does not know which layers of a model
-are to grow, and no state_dict.
+It may import torch, the rule, fields, the kinds of layers and the leaves of ``core``; it does not know which layers of
+a model are to grow, and no state_dict.
 
-Another form of dendrites, shared by a whole network say, is a file here.
+Another form of dendrites is a file here.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,10 @@ class Form:
     live: bool = False
     fan_in: int | None = None
     neurons: int | None = None
+
+    def make(self, layer: nn.Module, kind: LayerKind, below: int) -> Block:
+        """A block of this form, see :class:`Block`."""
+        return Block(layer, kind, self, below)
 
 
 def check_form(activation: object, fan_in: object) -> None:
@@ -99,6 +103,10 @@ class Block(nn.Module):
     def count(self) -> int:
         """Dendrites of each of its neurons."""
         return self.form.count
+
+    def can_take(self, form: object, below: int) -> bool:
+        """Whether it differs from a form in no more than its number of dendrites."""
+        return isinstance(form, Form) and self.below == below and replace(form, count=self.count) == self.form
 
     @property
     def live(self) -> bool:

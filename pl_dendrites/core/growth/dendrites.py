@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pl_dendrites.core.activations import UNBOUNDED
 from pl_dendrites.core.growth.block import Block, Form
+from pl_dendrites.core.growth.error_watch import ErrorWatch
+from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
 from pl_dendrites.core.kinds import Inputs, Memory, kind_of, scaled
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.correlation import CorrelationRule
@@ -53,6 +55,7 @@ class Dendrites(nn.ModuleList):
         next: what a set to come looks like.
         called: whether the layer ever ran since it was attached.
         candidates: the pool in training, or ``None``. It is no part of the module tree.
+        watch: takes samples of inputs and errors; ``None`` while nobody asks for them.
         memory: what outlives a call of the layer; ``None`` where that is nothing.
 
     Example:
@@ -66,6 +69,7 @@ class Dendrites(nn.ModuleList):
     """
 
     candidates: Candidates | None
+    watch: ErrorWatch | None
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -74,24 +78,35 @@ class Dendrites(nn.ModuleList):
         self.next = Form(1)
         self.called = False
         self.set_candidates(None)
+        self.set_watch(None)
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Block | SharedBlock]:
         """The blocks in order."""
-        return cast(Iterator[Block], super().__iter__())
+        return cast(Iterator[Block | SharedBlock], super().__iter__())
+
+    @property
+    def private(self) -> list[Block]:
+        """The blocks of private dendrites."""
+        return [block for block in self if isinstance(block, Block)]
+
+    @property
+    def shared(self) -> list[SharedBlock]:
+        """The blocks of shared dendrites."""
+        return [block for block in self if isinstance(block, SharedBlock)]
 
     @property
     def count(self) -> int:
         """Dendrites per neuron, ``k``; where neurons differ, of those that have all."""
-        return sum(block.count for block in self)
+        return sum(form.count for form in self.forms)
 
     @property
-    def forms(self) -> list[Form]:
+    def forms(self) -> list[Form | SharedForm]:
         """What its blocks look like."""
         return [block.form for block in self]
 
     def __getstate__(self) -> dict[str, Any]:
         """What deepcopy and pickle take along: not the candidates, for a copy of the model is a model."""
-        return {**self.__dict__, "candidates": None}
+        return {**self.__dict__, "candidates": None, "watch": None}
 
     def begin(self, inputs: Inputs) -> Inputs:
         """A call of a layer that has a memory begins.
@@ -130,7 +145,10 @@ class Dendrites(nn.ModuleList):
         candidates = self.candidates
         if candidates is not None and not (candidates.listening and torch.is_grad_enabled()):
             candidates = None
-        if candidates is None and not len(self):
+        watch = self.watch
+        if watch is not None and not (watch.listening and torch.is_grad_enabled()):
+            watch = None
+        if candidates is None and watch is None and not len(self):
             return out
         total = own
         seen: list[Tensor] = []
@@ -140,11 +158,10 @@ class Dendrites(nn.ModuleList):
             if candidates is not None or block is not self[-1]:  # else nobody looks
                 seen = [*seen, *block.for_all(outputs, own)]
         if candidates is not None:
-            watched, observe = candidates.watched(inputs, total, [output.detach() for output in seen])
-            if levels is None:
-                total = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
-            else:
-                total = TransformedRule.apply(total, watched, observe, levels)  # type: ignore[no-untyped-call]
+            watched = candidates.watched(inputs, total, [output.detach() for output in seen])
+            total = _followed(total, *watched, levels)
+        if watch is not None:
+            total = _followed(total, *watch.watched(inputs, total), levels)
         return self.kind.with_output(out, total, inputs)
 
     def needs_copy(self, layer: nn.Module) -> bool:
@@ -161,7 +178,7 @@ class Dendrites(nn.ModuleList):
             return self.candidates.copies
         return any(block.live for block in self) and not keeps_input(layer)
 
-    def reshape(self, layer: nn.Module, forms: Sequence[Form]) -> None:
+    def reshape(self, layer: nn.Module, forms: Sequence[Form | SharedForm]) -> None:
         """Give the layer dendrites of these forms. Those that were there stay as far as they fit, see `Block.resize`.
 
         Args:
@@ -173,13 +190,12 @@ class Dendrites(nn.ModuleList):
         """
         below = 0
         for place, form in enumerate(forms):
-            block = self[place] if place < len(self) else None
-            if isinstance(block, Block) and block.below == below and replace(block.form, count=form.count) == form:
-                if block.count != form.count:
-                    block.resize(layer, form.count)
-            else:
+            block = cast(Block | SharedBlock, self[place]) if place < len(self) else None
+            if block is None or not block.can_take(form, below):
                 del self[place:]
-                self.append(Block(layer, self.kind, form, below).train(self.training))
+                self.append(form.make(layer, self.kind, below).train(self.training))
+            elif isinstance(block, Block) and block.count != form.count:
+                block.resize(layer, form.count)
             below += form.count
         del self[len(forms) :]
 
@@ -197,9 +213,9 @@ class Dendrites(nn.ModuleList):
 
     def _one_more(self, layer: nn.Module, form: Form) -> Block:
         # Room for a set: in the last block if that is alike. Each set of some neurons is for itself.
-        forms = self.forms
-        if forms and form.neurons is None and replace(forms[-1], count=1) == form:
-            forms[-1] = replace(form, count=forms[-1].count + 1)
+        forms, last = self.forms, next(reversed(list(self)), None)
+        if last is not None and form.neurons is None and last.can_take(form, self.count - last.form.count):
+            forms[-1] = replace(form, count=last.form.count + 1)
         else:
             forms.append(form)
         self.reshape(layer, forms)
@@ -260,6 +276,10 @@ class Dendrites(nn.ModuleList):
         """
         self.reshape(layer, source.forms)
         own, other = self[-1], source[-1]
+        if isinstance(own, SharedBlock):
+            own.load_state_dict(other.state_dict())
+            self.requires_grad_(False)
+            return
         assert isinstance(own, Block)
         assert isinstance(other, Block)
         own.kind.put(own.nodes, own.count - 1, other.kind.take(other.nodes, other.count - 1))
@@ -268,6 +288,16 @@ class Dendrites(nn.ModuleList):
         if own.neurons is not None and other.neurons is not None:
             own.neurons.copy_(other.neurons)
         self.requires_grad_(False)
+
+    def add_shared(self, layer: nn.Module, form: SharedForm) -> SharedBlock:
+        """Hang shared dendrites around a module: a block of their own, to be filled in.
+
+        Args:
+            layer: the module.
+            form: what they look like.
+        """
+        self.reshape(layer, [*self.forms, form])
+        return self.shared[-1]
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What a base phase trains: the output weights, and of live dendrites all else."""
@@ -293,3 +323,16 @@ class Dendrites(nn.ModuleList):
         """Put a pool in place, or take it away (``None``)."""
         # Past nn.Module.__setattr__, which would make them part of the model: its parameters, checkpoints, averages.
         self.__dict__["candidates"] = candidates
+
+    def set_watch(self, watch: ErrorWatch | None) -> None:
+        """Have inputs and errors of the layer looked at, or no longer (``None``)."""
+        self.__dict__["watch"] = watch
+
+
+def _followed(total: Tensor, watched: Tensor, observe: Any, levels: frozenset[int] | None) -> Tensor:
+    followed: Tensor
+    if levels is None:
+        followed = CorrelationRule.apply(total, watched, observe)  # type: ignore[no-untyped-call]
+    else:
+        followed = TransformedRule.apply(total, watched, observe, levels)  # type: ignore[no-untyped-call]
+    return followed

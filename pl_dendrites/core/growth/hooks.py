@@ -34,14 +34,15 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if kind.dim == 0:
         kind.meet(layer, inputs, out)
     if kind.unknown is not None:
-        if dendrites.count:
+        if len(dendrites):
             raise ValueError(f"a {type(layer).__name__} has dendrites, but {kind.unknown}")
         return out
     if dendrites.memory is not None:
         inputs = dendrites.memory.running(inputs)
     if dendrites.needs_copy(layer):
         inputs = inputs.copied()
-    levels = None if dendrites.candidates is None or not is_transformed() else trained_levels(layer.parameters())
+    nobody = dendrites.candidates is None and dendrites.watch is None
+    levels = None if nobody or not is_transformed() else trained_levels(layer.parameters())
     return dendrites(inputs, out, levels=levels)
 
 

@@ -52,7 +52,7 @@ def counts(model: nn.Module) -> list[int]:
 def whole_nodes(model: nn.Module) -> Iterator[None]:
     """Have all dendrites' nodes whole within the block, and sharded after it, new ones too."""
     for _, layer in attached_layers(model):
-        for block in dendrites_of(layer):
+        for block in dendrites_of(layer).private:
             if isinstance(block.nodes, FSDPModule):
                 block.nodes.unshard()
     yield
@@ -65,7 +65,7 @@ def _shard(model: nn.Module) -> None:
         if not isinstance(weight, DTensor):
             continue
         mesh = weight.device_mesh
-        for block in dendrites_of(layer):
+        for block in dendrites_of(layer).private:
             for j, own in enumerate(block.weights):
                 if not isinstance(own, DTensor):
                     replicated = DTensor.from_local(own.detach(), mesh, [Replicate()], run_check=False)

@@ -1,0 +1,145 @@
+"""Inputs of a module and errors of its outputs, of a bounded number of samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ErrorSample", "Reservoir"]
+
+# An input that varies less than this share of what the most variable one does is noise of a constant.
+_LEAST_DEVIATION = 0.02
+
+
+class ErrorSample:
+    r"""What growth looks at: inputs, and the errors :math:`E = \partial L / \partial out` that they came with.
+
+    Args:
+        inputs: shape ``(N, n)``.
+        errors: shape ``(N, C)``.
+
+    Attributes:
+        inputs: as given.
+        errors: centred over the samples.
+        deviation: shape ``(n,)``, standard deviation of each input.
+        varies: shape ``(n,)``, whether it is worth looking at.
+        correlation: shape ``(n, C)``, covariance of each input with each error over the input's deviation; 0 for inputs
+            that do not vary.
+
+    Example:
+        >>> sample = ErrorSample(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([[-1.0], [1.0]]))
+        >>> sample.varies.tolist(), sample.correlation.tolist()
+        ([True, False], [[1.0], [0.0]])
+    """
+
+    def __init__(self, inputs: Tensor, errors: Tensor) -> None:
+        self.inputs, self.errors = inputs, errors - errors.mean(0)
+        self._mean = inputs.mean(0)
+        square = (inputs.square().mean(0) - self._mean.square()).clamp(min=0)
+        if inputs.dtype != torch.float64 and bool((square < 1e-4 * self._mean.square()).any()):
+            square = (inputs - self._mean).square().mean(0)  # a large mean takes the digits of a small deviation
+        self.deviation = square.sqrt()
+        self.varies = self.deviation > _LEAST_DEVIATION * self.deviation.max()
+        self.correlation = self._over_deviation(inputs.T @ self.errors / len(inputs))
+
+    def alike(self, seeds: Tensor) -> Tensor:
+        """Absolute correlation of some inputs with all.
+
+        Args:
+            seeds: shape ``(S,)``, indices of inputs.
+
+        Returns:
+            Shape ``(S, n)``; 0 for inputs that do not vary.
+        """
+        centred = self.inputs[:, seeds] - self._mean[seeds]
+        products = self._over_deviation(self.inputs.T @ centred / len(centred)).T
+        return products.abs() / self.deviation[seeds, None].clamp(min=1e-12)
+
+    def along(self, directions: Tensor) -> Tensor:
+        """Absolute correlation of all inputs with directions of the error.
+
+        Args:
+            directions: shape ``(C, S)``.
+
+        Returns:
+            Shape ``(S, n)``, but for a factor of each direction.
+        """
+        return (self.correlation @ directions).T.abs()
+
+    def _over_deviation(self, products: Tensor) -> Tensor:
+        return torch.where(self.varies[:, None], products / self.deviation[:, None].clamp(min=1e-12), 0)
+
+
+class Reservoir:
+    """Keeps a random part of all samples that come, each with the same chance.
+
+    Errors of a loss that is a mean over its batch are as many times larger as the batch is smaller; those of one that
+    is a sum are not. Which it is they say themselves where batches differ, see :meth:`rows`.
+
+    Args:
+        size: most samples.
+        generator: a generator on the CPU that decides which.
+
+    Attributes:
+        seen: samples that came.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        self._size, self._generator, self.seen = size, generator, 0
+        self._inputs: Tensor | None = None
+        self._errors: Tensor | None = None
+        self._batch = torch.zeros(size)
+
+    @torch.no_grad()
+    def add(self, inputs: Tensor, errors: Tensor) -> None:
+        """Take in a batch. Positions without any error are no samples: no loss looks at them.
+
+        Args:
+            inputs: shape ``(*, n)``.
+            errors: shape ``(*, C)``.
+        """
+        inputs, errors = inputs.detach().flatten(0, -2), errors.detach().flatten(0, -2)
+        real = (errors != 0).any(1) & errors.isfinite().all(1)
+        if not bool(real.all()):
+            inputs, errors = inputs[real], errors[real]
+        count = len(errors)
+        if self._inputs is None or self._errors is None:
+            wide = torch.promote_types(errors.dtype, torch.float32)
+            self._inputs = inputs.new_empty(self._size, inputs.shape[1], dtype=torch.promote_types(inputs.dtype, wide))
+            self._errors = errors.new_empty(self._size, errors.shape[1], dtype=wide)
+        order = torch.arange(self.seen, self.seen + count, device="cpu")
+        chance = torch.rand(count, generator=self._generator, dtype=torch.float64, device="cpu")
+        slots = torch.where(order < self._size, order, (chance * (order + 1)).long())
+        rows = (slots < self._size).nonzero()[:, 0]
+        # Of several for one slot the last; two writes to it would be a race on a GPU.
+        last = dict(zip(slots[rows].tolist(), rows.tolist(), strict=True))
+        slots, rows = torch.tensor(list(last), dtype=torch.int64), torch.tensor(list(last.values()), dtype=torch.int64)
+        self._batch[slots] = float(count)
+        there = inputs.device
+        self._inputs[slots.to(there)] = inputs[rows.to(there)].to(self._inputs.dtype)
+        self._errors[slots.to(there)] = errors[rows.to(there)].to(self._errors.dtype)
+        self.seen += count
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        r"""Inputs ``(N, n)`` and errors ``(N, C)``, the latter on one scale.
+
+        With :math:`a` the logarithm of how much larger the errors from batches of a size are than those of the most
+        frequent size, and :math:`l` that of how many more samples such a batch has, the slope
+        :math:`\sum a l / \sum l^2` is about -1 for a mean and 0 for a sum.
+
+        Raises:
+            RuntimeError: if no sample ever came.
+        """
+        if self._inputs is None or self._errors is None or not self.seen:
+            raise RuntimeError("no sample with an error was seen")
+        there = min(self.seen, self._size)
+        inputs, errors, batch = self._inputs[:there], self._errors[:there], self._batch[:there]
+        sizes, counts = batch.unique(return_counts=True)
+        most = sizes[counts.argmax()]
+        square = errors.square().mean(1).cpu()
+        means = torch.stack([square[batch == size].mean() for size in sizes])
+        larger, more = (means / means[counts.argmax()]).log() / 2, (sizes / most).log()
+        # Many samples say more of their size than few.
+        if bool((counts * larger * more).nan_to_num(0, 0, 0).sum() < -(counts * more * more).sum() / 2):
+            errors = errors * (batch / most).to(errors)[:, None]
+        return inputs, errors
