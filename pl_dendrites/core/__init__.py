@@ -1,12 +1,11 @@
 """The core: dendrites for any PyTorch model, without Lightning.
 
 ``attach`` gives dendrites to a model and takes them away, ``network`` is what one then works with; ``shared`` is both
-for shared dendrites. ``targets`` says which layers can have them, ``structure`` reads off a state_dict which ones a model
-must have, and ``shared_structure`` which shared ones; ``candidate_state`` looks at what a state says of candidates,
-``claims`` at what either says of sizes, ``mirrors`` finds what grows with what it
-copies, ``phases`` decides when to grow, and ``cost`` what growth costs. Below are three rooms, each with a page of its
-own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn), ``fields`` (what shared dendrites see) and
-``kinds`` (a kind of layer each).
+for shared dendrites. ``targets`` says which layers can have them, ``structure`` reads off a state_dict which ones a
+model must have, and ``shared_structure`` which shared ones; ``candidate_state`` looks at what a state says of
+candidates, ``claims`` at what either says of sizes, ``mirrors`` finds what grows with what it copies, ``phases`` decides
+when to grow, and ``cost`` what growth costs. Below are four rooms, each with a page of its own:
+``growth`` (what hangs on a layer), ``rule`` (what candidates learn), ``fields`` (what shared dendrites see) and ``kinds`` (a kind of layer each).
 ``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
 
 It imports torch and the standard library alone, and nothing from the rest of the package. Imports run one way: the

@@ -14,7 +14,7 @@ __all__ = ["Decision", "PhaseMachine"]
 # the loss itself, for what a loss is counted from means nothing: a constant may be in it, and it may be below zero.
 _OVERFIT = 1 / 3
 
-_Change = Literal["correlate", "prune", "integrate", "grow"]
+_Change = Literal["correlate", "prune", "integrate", "grow", "settle"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Decision:
         kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase; ``"prune"``:
             let candidates keep their strongest inputs alone, and go on with the correlation phase;
             ``"integrate"``: make the best candidates permanent and start a base phase; ``"grow"``: go back to the
-            best network, add a set that learns with it and start a base phase; ``"stop"``: end training with the best
-            network.
+            best network, add a set that learns with it and start a base phase; ``"settle"``: go back to the best
+            network and start the last base phase; ``"stop"``: end training with the best network.
         reason: why, in words.
         is_best: the score just given is the best so far: keep this network.
     """
@@ -57,6 +57,7 @@ class _State:
     pruned: bool = False  # in this correlation phase candidates see their strongest inputs alone
     dense_epochs: int = 0  # of this correlation phase, before they did
     tries_set: bool = False  # the present base phase began with a new set
+    settled: bool = False  # growth is over: the present base phase is the last
     pending: _Change | None = None
     pending_reason: str = ""
     stop_reason: str = ""
@@ -85,6 +86,11 @@ class PhaseMachine:
         correlation: whether there are correlation phases; if not, each base phase follows the one before.
         stop_on_overfit: whether training ends, rather than that dendrites are tried, where the network overfits: more
             than a third of all that the training loss fell in a base phase came after its best score.
+        growth_epochs: where growth is early, in short base phases and a last one that is long: epochs of the short
+            ones. Those before the last of ``max_dendrites`` sets are short. A set is then no more than a part of the
+            network to come, and stays whether or not the score improved.
+        tries_sets: whether early growth ends, rather, with a set that did not help, which goes: what is left is trained
+            in a last base phase.
         sparse: whether candidates keep a part of their inputs: a correlation phase then has two stages, each of which
             ends when correlations no longer rise, the first after half of ``max_correlation_epochs`` at the latest.
         dendrites: dendrites per neuron that the network has already.
@@ -116,6 +122,8 @@ class PhaseMachine:
         correlation: bool = True,
         sparse: bool = False,
         stop_on_overfit: bool = False,
+        growth_epochs: int | None = None,
+        tries_sets: bool = False,
         dendrites: int = 0,
     ) -> None:
         self._score_name = score_name
@@ -129,6 +137,7 @@ class PhaseMachine:
         self._max_tries = max_tries
         self._sparse = sparse
         self._stop_on_overfit = stop_on_overfit
+        self._growth_epochs, self._tries_sets = growth_epochs, tries_sets
         self._after_base: Literal["correlate", "grow"] = "correlate" if correlation else "grow"
         self._state = _State(dendrites=dendrites)
 
@@ -161,6 +170,22 @@ class PhaseMachine:
     def dense_epochs(self) -> int:
         """Finished epochs of the present correlation phase in which candidates saw all their inputs."""
         return self._state.dense_epochs if self._state.pruned else self._state.epochs
+
+    @property
+    def growing(self) -> bool:
+        """Whether growth is early and more sets are to come: the present base phase is a short one."""
+        state = self._state
+        return self._growth_epochs is not None and state.dendrites < self._max_dendrites and not state.settled
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a correlation phase begins with the best network; where every set stays, with the present one."""
+        return self._growth_epochs is None or self._tries_sets
+
+    @property
+    def base_epochs(self) -> int | None:
+        """Length of the present base phase in epochs; ``None``: what scores say."""
+        return self._growth_epochs if self.growing else self._base_epochs
 
     @property
     def best(self) -> float | None:
@@ -213,7 +238,9 @@ class PhaseMachine:
                 state.best = score
             return Decision("continue", "the network stands still")
         state.scores.append(float(score) if finite else None)
-        rejected = state.pending is not None and state.on_trial  # that set goes: it must not win any more
+        rejected = (
+            state.pending is not None and state.on_trial and self.goes_back
+        )  # that set goes: it must not win any more
         is_best = finite and not rejected and self._beats_best(score)
         if is_best:
             state.best, state.on_trial = score, False
@@ -223,7 +250,7 @@ class PhaseMachine:
             state.reference, state.waited = score, 0
         else:
             state.waited += 1
-        waits = self._base_epochs is not None or state.waited < self._patience or not settled
+        waits = self.base_epochs is not None or state.waited < self._patience or not settled
         if state.stop_reason or state.pending or waits:
             reason = f"improved to {score:.6g}" if state.waited == 0 else f"no improvement for {state.waited}"
             return Decision("continue", reason, is_best)
@@ -252,7 +279,7 @@ class PhaseMachine:
         if state.stop_reason or state.pending:
             return Decision("continue", "a decision is waiting" if state.pending else state.stop_reason)
         if state.phase == "base":
-            over = self._base_epochs is not None and state.epochs >= self._base_epochs
+            over = self.base_epochs is not None and state.epochs >= self.base_epochs
             if over and state.scores and settled:  # without any it could only be taken for one that did not help
                 return self._end_base(f"{state.epochs} epochs are over", False)
             return Decision("continue", "the base phase waits for a score" if over else "the base phase goes on")
@@ -280,10 +307,15 @@ class PhaseMachine:
             state.waited, state.pending, state.pending_reason = 0, None, ""
             return
         if state.pending != "integrate":
-            state.phase, state.cycle = "correlation", state.cycle + 1
-            state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
+            if self.goes_back:
+                state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
             state.on_trial = state.tries_set = False
-        if state.pending != "correlate":
+        if state.pending == "settle":
+            state.settled = True
+            self._forget_phase()
+        elif state.pending != "integrate":
+            state.phase, state.cycle = "correlation", state.cycle + 1
+        if state.pending in ("integrate", "grow"):
             state.phase, state.on_trial, state.tries_set = "base", True, True
             state.dendrites += 1
             self._forget_phase()
@@ -370,12 +402,15 @@ class PhaseMachine:
         if best is None:
             return True
         # A set on trial must earn its place; after that every gain is kept.
-        return self._improves(score, best) if self._state.on_trial else self._gain(score, best) > 0
+        earns = self._state.on_trial and self.goes_back
+        return self._improves(score, best) if earns else self._gain(score, best) > 0
 
     def _end_base(self, why: str, is_best: bool) -> Decision:
         state = self._state
         if state.best is None:
             raise ValueError(f"the first base phase is over and {self._score_name!r} was never finite")
+        if self._growth_epochs is not None:
+            return self._end_early(why, is_best)
         overfit = self._overfit()
         if overfit:
             why = f"{why}; {overfit}"
@@ -391,6 +426,13 @@ class PhaseMachine:
         state.failures = 0
         if state.dendrites >= self._max_dendrites:
             return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
+        return self._switch(self._after_base, why, is_best)
+
+    def _end_early(self, why: str, is_best: bool) -> Decision:
+        if not self.growing:
+            return self._halt(f"{why}; growth is over", is_best)
+        if self._tries_sets and self._state.on_trial:
+            return self._switch("settle", f"{why}; the set did not help and is discarded: growth is over", is_best)
         return self._switch(self._after_base, why, is_best)
 
     def _overfit(self) -> str:
@@ -412,7 +454,10 @@ class PhaseMachine:
 
 def _impossible(state: _State) -> list[str]:
     checks = {
-        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new", "tries_set")},
+        **{
+            name: isinstance(getattr(state, name), bool)
+            for name in ("on_trial", "pruned", "best_is_new", "tries_set", "settled")
+        },
         **{
             name: _is_count(getattr(state, name))
             for name in ("cycle", "dendrites", "failures", "epochs", "waited", "dense_epochs")
@@ -427,7 +472,7 @@ def _impossible(state: _State) -> list[str]:
         "scores": isinstance(state.scores, list) and all(_is_score(score) for score in state.scores),
     }
     if all(checks.values()):  # types; now what they say together
-        changes = ("correlate", "grow") if state.phase == "base" else ("prune", "integrate")
+        changes = ("correlate", "grow", "settle") if state.phase == "base" else ("prune", "integrate")
         checks = {
             "phase": state.phase == "base" or (state.phase == "correlation" and state.cycle > 0),
             "pending": state.pending in (None, *changes),

@@ -533,3 +533,70 @@ def test_what_a_loss_is_counted_from_and_in_says_nothing_of_overfitting(
         decision = machine.end_epoch(loss=scale * loss + constant)
     assert decision.kind == "correlate"
     assert ("overfits" in decision.reason) == overfits
+
+
+# -- early growth -------------------------------------------------------------------------------------------------
+
+EARLY: dict[str, Any] = {"growth_epochs": 2, "max_correlation_epochs": 1, "patience": 2, "max_dendrites": 2}
+
+
+def early(scores: Sequence[float], **given: Any) -> tuple[PhaseMachine, str]:
+    """One word per epoch: what it led to, a ``+`` where its score is the best; and the machine."""
+    machine, words = PhaseMachine("max", **{**EARLY, **given}), []
+    for score in scores:
+        first = machine.step(score)
+        decision = first if first.kind != "continue" else machine.end_epoch()
+        words.append(("+" if first.is_best else "-") + {"continue": ""}.get(decision.kind, decision.kind))
+        if decision.kind == "correlate":
+            grow(machine)
+        elif decision.kind == "settle":
+            machine.commit()
+        elif decision.kind == "stop":
+            break
+    return machine, " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "scores", "expected", "dendrites"),
+    [
+        # Short phases whatever the scores, and a last one that is as long as they say.
+        ({}, [1, 2, 1, 1, 3, 4, 4, 4], "+ +correlate - -correlate + + - -stop", 2),
+        ({"base_epochs": 3}, [1, 2, 1, 1, 0, 0, 5], "+ +correlate - -correlate - - +stop", 2),
+        ({"growth_epochs": 1, "max_dendrites": 1}, [1, 2, 2, 2], "+correlate + - -stop", 1),
+        # A set that does not help goes, and the last phase follows.
+        (
+            {"tries_sets": True, "max_dendrites": 9},
+            [1, 2, 3, 3, 3, 3, 4, 4, 4],
+            "+ +correlate + -correlate - -settle + - -stop",
+            1,
+        ),
+        (
+            {"tries_sets": True, "min_delta": 0.5},
+            [1, 1, 1.2, 1.2, 1.2, 1.2, 1.2],
+            "+ -correlate - -settle + - -stop",
+            0,
+        ),
+    ],
+)
+def test_early_growth(given: dict[str, Any], scores: list[float], expected: str, dendrites: int) -> None:
+    machine, words = early(scores, **given)
+    assert words.replace("continue", "") == expected
+    assert machine.dendrites == dendrites
+
+
+def test_early_growth_goes_on_from_its_state_at_any_time() -> None:
+    scores = [1, 2, 3, 3, 3, 3, 4, 4, 4]
+    given = {"tries_sets": True, "max_dendrites": 9}
+    whole, _ = early(scores, **given)
+    for cut in range(1, 6):
+        part, _ = early(scores[:cut], **given)
+        again = PhaseMachine("max", **{**EARLY, **given})
+        again.load_state_dict(json.loads(json.dumps(part.state_dict())))
+        for score in scores[cut:]:
+            kind = again.step(score).kind
+            kind = again.end_epoch().kind if kind == "continue" else kind
+            if kind == "correlate":
+                grow(again)
+            elif kind == "settle":
+                again.commit()
+        assert (again.best, again.dendrites, again.stop_reason) == (whole.best, whole.dendrites, whole.stop_reason)
