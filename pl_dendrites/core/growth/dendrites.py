@@ -252,22 +252,22 @@ class Dendrites(nn.ModuleList):
 
     @torch.no_grad()
     def follow(self, layer: nn.Module, source: Dendrites) -> None:
-        """Have as many dendrites as another layer, the newest of them a copy of its newest; none of them is trained.
+        """Have as many dendrites as another layer: those that are not here yet are copies of its own.
+
+        Their output weights start at zero, so that the network's output does not change.
 
         Args:
             layer: the layer that the dendrites belong to.
-            source: the dendrites of a layer that this one mirrors.
+            source: the dendrites of a layer that this one mirrors, of which these are the first.
         """
+        there = self.count
         self.reshape(layer, source.forms)
-        own, other = self[-1], source[-1]
-        assert isinstance(own, Block)
-        assert isinstance(other, Block)
-        own.kind.put(own.nodes, own.count - 1, other.kind.take(other.nodes, other.count - 1))
-        own.links[own.links_of(own.count - 1)] = other.links[other.links_of(other.count - 1)]
-        own.weights[-1].copy_(other.weights[-1])
-        if own.neurons is not None and other.neurons is not None:
-            own.neurons.copy_(other.neurons)
-        self.requires_grad_(False)
+        for own, other in zip(self, source, strict=True):
+            for place in range(max(there - own.below, 0), own.count):
+                own.kind.put(own.nodes, place, other.kind.take(other.nodes, place))
+                own.links[own.links_of(place)] = other.links[other.links_of(place)]
+                if own.neurons is not None and other.neurons is not None:
+                    own.neurons.copy_(other.neurons)
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What a base phase trains: the output weights, and of live dendrites all else."""
