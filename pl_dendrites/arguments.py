@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
+from pl_dendrites.core.mirrors import check_mirrors
 
 __all__ = ["Settings", "check_patterns"]
 
@@ -54,6 +55,7 @@ class Settings:
         mode: whether a good score is small or large.
         targets: the layers that grow.
         exclude: taken out of ``targets``.
+        mirrors: name of each module that mirrors another, and of that; ``None``: those that are found.
         next: what dendrites to come are like, for :meth:`~pl_dendrites.core.DendriticNetwork.set_next`.
         machine: of the :class:`~pl_dendrites.core.phases.PhaseMachine`.
         phase: of a :class:`~pl_dendrites.training.correlation_phase.CorrelationPhase`.
@@ -76,6 +78,7 @@ class Settings:
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
         self.targets, self.exclude = given["targets"], given["exclude"]
+        self.mirrors: Mapping[str, str] | None = given["mirrors"]
         self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
         self.next: dict[str, Any] = {
             "activation": given["activation"] or ("gelu" if live else "tanh"),
@@ -126,6 +129,8 @@ def _check(given: Mapping[str, Any]) -> None:
     check_form("tanh" if activation is None else activation, given["fan_in"])
     for name in ("targets", "exclude"):
         check_patterns(name, () if name == "targets" and given[name] is None else given[name])
+    if given["mirrors"] is not None:
+        check_mirrors(given["mirrors"])
     for name, bound in _BOUNDS.items():
         check_at_least(name, bound if name == "base_epochs" and given[name] is None else given[name], bound)
     share = given["share"]

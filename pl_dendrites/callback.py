@@ -44,6 +44,8 @@ class DendriteCallback(pl.Callback):
             layer that can and is not frozen. A name, or a type name that none of these layers has, may mean any other
             module too, whose dendrites are then copies of it.
         exclude: layers that receive none, named in the same way.
+        mirrors: name of each module that mirrors another without being trained (the average of its weights, the target
+            network of a DQN), and of that: it grows as that does. ``None``: those that are frozen and begin as a copy.
         max_dendrites: most dendrites per neuron.
         learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
             their neuron while the network stands still, and are frozen afterwards. ``"hybrid"``: in the same way first,
@@ -113,6 +115,7 @@ class DendriteCallback(pl.Callback):
         *,
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
+        mirrors: Mapping[str, str] | None = None,
         max_dendrites: int = 5,
         learning: Literal["correlation", "gradient", "hybrid"] = "correlation",
         candidates: int = 4,

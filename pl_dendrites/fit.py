@@ -91,8 +91,10 @@ class Fit:
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
         """Take in the model, which may have dendrites already."""
         settings = self._settings
-        known = None if self._resumed is None else self._resumed.mirrors
-        network = self.network = DendriticNetwork(module, settings.targets, settings.exclude, known)
+        mirrors = settings.mirrors
+        if mirrors is None and self._resumed is not None:
+            mirrors = self._resumed.mirrors or None
+        network = self.network = DendriticNetwork(module, settings.targets, settings.exclude, mirrors)
         network.set_next(**settings.next)
         if settings.targets is None:
             optimizers.leave_unheld_alone(trainer.optimizers, network)
@@ -100,7 +102,8 @@ class Fit:
         self._uses = network.watch_use()
         # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
         # had dendrites before hold the same.
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), optimizers.trained(network))
+        arriving = optimizers.trained(trainer.optimizers, network)
+        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), arriving)
         self.machine = PhaseMachine(**settings.machine, dendrites=network.num_dendrites)
         self._shards.begin_training(network)
         return network
@@ -350,7 +353,7 @@ class Fit:
         if self.best.weights is None:
             return
         self.best.restore(module)
-        self._network.freeze_mirrors()
+        self._network.follow_mirrored()
         # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
         for parameter in module.parameters():
             parameter.grad = None
@@ -437,10 +440,12 @@ class Fit:
             saved: from :meth:`state`.
 
         Raises:
-            ValueError: if it cannot be that, or is that of a fit by another metric. Everything is then as it was.
+            ValueError: if it cannot be that, or is that of a fit by another metric or with other mirrors. Everything is
+                then as it was.
         """
         state = FitState.from_dict(saved)
-        self._refuse_other_metric(state)
+        settings = self._settings
+        state.refuse_other(settings.monitor, settings.mode, settings.mirrors)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
@@ -452,16 +457,6 @@ class Fit:
         self._score.load_state_dict(state.score)
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
-
-    def _refuse_other_metric(self, state: FitState) -> None:
-        saved, own = state.metric, (self._settings.monitor, self._settings.mode)
-        if saved not in (None, own):
-            of, here = (f"monitor={monitor!r}, mode={mode!r}" for monitor, mode in (saved, own))
-            raise ValueError(
-                f"its scores are those of {of}, and this callback has {here}: they cannot be compared. Go on with"
-                " those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without"
-                " `ckpt_path`."
-            )
 
     def save_beside(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put into a checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.

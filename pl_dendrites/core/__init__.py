@@ -1,12 +1,16 @@
 """The core: dendrites for any PyTorch model, without Lightning.
 
-``attach`` gives dendrites to a model and takes them away, ``network`` is what one then works with; ``shared`` is both
-for shared dendrites. ``targets`` says which layers can have them, ``structure`` reads off a state_dict which ones a
-model must have, and ``shared_structure`` which shared ones; ``candidate_state`` looks at what a state says of
-candidates, ``claims`` at what either says of sizes, ``mirrors`` finds what grows with what it copies, ``phases`` decides
-when to grow, and ``cost`` what growth costs. Below are four rooms, each with a page of its own:
-``growth`` (what hangs on a layer), ``rule`` (what candidates learn), ``fields`` (what shared dendrites see) and ``kinds`` (a kind of layer each).
-``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
+- ``attach`` gives dendrites to a model and takes them away; ``network`` is what one then works with.
+- ``shared`` is both for shared dendrites, and ``soma`` a network that has nothing else.
+- ``targets`` says which layers can have them.
+- ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
+- ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.
+- ``candidate_state`` looks at what a state says of candidates, and ``claims`` at what any says of sizes.
+- ``phases`` decides when to grow, and ``cost`` knows what growth costs.
+
+Below are four rooms, each with a page of its own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn),
+``fields`` (what shared dendrites see) and ``kinds`` (a kind of layer each). ``tensors``, ``activations``, ``keys`` and
+``checks`` are leaves, which all may use.
 
 It imports torch and the standard library alone, and nothing from the rest of the package. Imports run one way: the
 files of this folder, then ``growth``, then ``rule`` and ``fields``, then ``kinds``, then the leaves.

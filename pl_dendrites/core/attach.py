@@ -24,6 +24,7 @@ def attach(
     *,
     live: bool = False,
     fan_in: int | float | None = None,
+    mirrors: Mapping[str, str] | None = None,
 ) -> DendriticNetwork:
     """Prepare a model for dendrites. Its outputs, type and state_dict keys do not change.
 
@@ -37,13 +38,16 @@ def attach(
         live: whether dendrites go on learning with the network, by gradient, once they are part of it.
         fan_in: inputs that each dendrite keeps: a number, or a share of those of its layer; ``None``: all. See
             :meth:`DendriticNetwork.keep_strongest`.
+        mirrors: name of each module that mirrors another without being trained, and of that: it grows as that does;
+            ``None``: those that are frozen and begin as a copy.
 
     Returns:
         The object that grows them.
 
     Raises:
         RuntimeError: if the model, or a part of it, is attached already.
-        ValueError: if no layer can have dendrites, a pattern matches nothing, or the activation is not known.
+        ValueError: if no layer can have dendrites, a pattern matches nothing, the activation is not known, or a module
+            that ``mirrors`` names does not fit.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -55,7 +59,7 @@ def attach(
     if attached:
         raise RuntimeError(f"the model is attached already, at {attached}: detach it first")
     check_form(activation, fan_in)
-    network = DendriticNetwork(model, targets, exclude)
+    network = DendriticNetwork(model, targets, exclude, mirrors)
     network.set_next(activation, live=live, fan_in=fan_in)
     return network
 
@@ -86,12 +90,15 @@ def detach(model: nn.Module) -> nn.Module:
     return model
 
 
-def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> DendriticNetwork | None:
+def restore_structure(
+    model: nn.Module, state_dict: Mapping[str, Any], mirrors: Mapping[str, str] | None = None
+) -> DendriticNetwork | None:
     """Give a model the dendrites that a state_dict holds: it grows or shrinks, and then fits ``load_state_dict``.
 
     Args:
         model: a plain or an attached model of the kind that the state_dict was taken from.
         state_dict: weights of a grown model.
+        mirrors: as of :func:`attach`.
 
     Returns:
         The network, or ``None`` if neither the state_dict nor the model knows of private dendrites. Shared ones are for
@@ -112,4 +119,4 @@ def restore_structure(model: nn.Module, state_dict: Mapping[str, Any]) -> Dendri
     """
     apply_structure(model, state_dict, "")
     names = [name for name, layer in hosts(model).items() if not dendrites_of(layer).shared]
-    return DendriticNetwork(model, names) if names else None
+    return DendriticNetwork(model, names, mirrors=mirrors) if names else None

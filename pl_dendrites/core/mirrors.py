@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from math import inf, isfinite
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from pl_dendrites.core.checks import check
+from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.growth.shared_block import SharedForm
 from pl_dendrites.core.keys import plain_name
 
-__all__ = ["find_mirrors", "mirrored_layers"]
+__all__ = ["check_mirrors", "find_mirrors", "mirrored_layers", "named_mirrors", "own_parameters", "parts_of_mirrors"]
 
 
-def find_mirrors(model: nn.Module, targets: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The modules that mirror one with target layers.
+def find_mirrors(model: nn.Module, targets: Iterable[str]) -> dict[str, str]:
+    """The modules that mirror one with target layers, as far as they can be told.
 
     Such a module is of the same type, has parameters of the same names and shapes, none of which is trained, and begins
     as a copy: its values are those of the other. A frozen module that only looks alike has values of its own. Averages
-    of PyTorch's (``AveragedModel``) count as not trained, whatever their flags say.
+    of PyTorch's (``AveragedModel``) count as not trained, whatever their flags say; of these, and of modules with
+    dendrites, which have mirrored before, values may differ.
 
     Args:
         model: the model.
         targets: names of its target layers.
-        known: mirrors that were found before, when values were the same, by name and with what they mirror.
 
     Returns:
         The name of each, and of what it mirrors; of modules inside one another the outer ones.
@@ -46,23 +51,89 @@ def find_mirrors(model: nn.Module, targets: Iterable[str], known: Mapping[str, s
             sources.setdefault(_looks(modules[name]), []).append(name)
     found: dict[str, str] = {}
     for name, module in modules.items():
-        still = name in averaged or not any(p.requires_grad for p in _own(module).values())
+        still = name in averaged or not any(p.requires_grad for p in own_parameters(module).values())
         if not still or name in holds_target - averaged or any(_is_in(name, other) for other in found):
             continue
-        alike = [other for other in sources.get(_looks(module), []) if not (_is_in(name, other) or _is_in(other, name))]
-        told = (known or {}).get(name)
-        copied = (other for other in alike if _is_copy(module, modules[other]))
-        source = told if told in alike else next(copied, None)
-        if source is not None:
-            found[name] = source
+        alike = [other for other in sources.get(_looks(module), []) if not _overlap(name, other)]
+        apart = {other: _apart(module, modules[other]) for other in alike if _can_have(module, modules[other])}
+        nearest = min(apart, key=lambda other: apart[other], default="")
+        # What hangs on a still layer hangs there because it has mirrored before: others get no dendrites.
+        copied = name in averaged or any("dendrites" in part._modules for part in module.modules())
+        if apart.get(nearest) == 0 or (copied and isfinite(apart.get(nearest, inf))):
+            found[name] = nearest
     return found
+
+
+def named_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> dict[str, str]:
+    """The mirrors that a user names, if they can be that.
+
+    Values may differ, and so may flags of ``requires_grad``.
+
+    Args:
+        model: the model.
+        mirrors: name of each mirror, and of what it mirrors.
+
+    Raises:
+        ValueError: if the model has no such module, or one that does not fit what it is to mirror.
+
+    Example:
+        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "target": nn.Linear(2, 3), "head": nn.Linear(3, 3)})
+        >>> named_mirrors(model, {"target": "net"})
+        {'target': 'net'}
+        >>> named_mirrors(model, {"head": "net"})
+        Traceback (most recent call last):
+        ValueError: `mirrors`: 'head' cannot mirror 'net': 'weight' is (3, 3) in it and (3, 2) there. What can: ['target']
+    """
+    check_mirrors(mirrors)
+    modules = _modules(model)
+    for name, source in mirrors.items():
+        missing = next((given for given in (source, name) if given not in modules), None)
+        if missing is not None:
+            there = [other for other, module in modules.items() if other and own_parameters(module)]
+            raise ValueError(f"`mirrors`: the model has no module {missing!r} of its own. It has {there}")
+        difference = _difference(modules[name], modules[source])
+        if difference:
+            able = [other for other in modules if not _overlap(other, source)]
+            able = [other for other in able if not _difference(modules[other], modules[source])]
+            raise ValueError(f"`mirrors`: {name!r} cannot mirror {source!r}: {difference}. What can: {able}")
+    return dict(mirrors)
+
+
+def check_mirrors(mirrors: object) -> None:
+    """Raise ``ValueError`` unless a value can name mirrors of some model.
+
+    Args:
+        mirrors: name of each mirror, and of what it mirrors.
+
+    Example:
+        >>> check_mirrors({"net": "net"})
+        Traceback (most recent call last):
+        ValueError: `mirrors`: 'net' cannot mirror 'net': one is the other, or inside it
+        >>> check_mirrors({"old": "new", "older": "old"})
+        Traceback (most recent call last):
+        ValueError: `mirrors`: 'old' is a mirror, and so is no part of what is mirrored or of another mirror: 'old'
+    """
+    allowed = "names of modules, each with the name of the module that it mirrors"
+    check("mirrors", isinstance(mirrors, Mapping), allowed, mirrors)
+    assert isinstance(mirrors, Mapping)
+    check("mirrors", all(isinstance(n, str) and n for pair in mirrors.items() for n in pair), allowed, mirrors)
+    for name, source in mirrors.items():
+        if _overlap(name, source):
+            raise ValueError(f"`mirrors`: {name!r} cannot mirror {source!r}: one is the other, or inside it")
+    for name in mirrors:
+        others = [*(other for other in mirrors if other != name), *mirrors.values()]
+        other = next((other for other in others if _overlap(name, other)), None)
+        if other is not None:
+            raise ValueError(
+                f"`mirrors`: {name!r} is a mirror, and so is no part of what is mirrored or of another mirror: {other!r}"
+            )
 
 
 def mirrored_layers(mirrors: Mapping[str, str], target: str) -> list[str]:
     """The layers that mirror a target layer, by name.
 
     Args:
-        mirrors: from :func:`find_mirrors`.
+        mirrors: name of each mirror, and of what it mirrors.
         target: the layer's name.
 
     Example:
@@ -70,6 +141,30 @@ def mirrored_layers(mirrors: Mapping[str, str], target: str) -> list[str]:
         ['teacher.0', 'slow.net.0']
     """
     return [name + target[len(source) :] for name, source in mirrors.items() if _is_in(target, source)]
+
+
+def parts_of_mirrors(mirrors: Mapping[str, str], layers: Iterable[str]) -> dict[str, str]:
+    """Which layers are parts of mirrors, and so no targets, with the reason.
+
+    Args:
+        mirrors: name of each mirror, and of what it mirrors.
+        layers: names of layers.
+
+    Example:
+        >>> parts_of_mirrors({"teacher": "student"}, ["student.0", "teacher.0"])
+        {'teacher.0': "it is a part of 'teacher', which mirrors 'student'"}
+    """
+    return {
+        layer: f"it is a part of {name!r}, which mirrors {source!r}"
+        for name, source in mirrors.items()
+        for layer in layers
+        if _is_in(layer, name)
+    }
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of a module by name, those of dendrites in it left out."""
+    return {plain_name(name): p for name, p in module.named_parameters() if "dendrites" not in name.split(".")}
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -87,24 +182,65 @@ def _is_in(name: str, outer: str) -> bool:
     return name == outer or name.startswith(f"{outer}.")
 
 
+def _overlap(one: str, other: str) -> bool:
+    return not one or not other or _is_in(one, other) or _is_in(other, one)
+
+
 def _with_parents(name: str) -> Iterator[str]:
     while name:
         yield name
         name = name.rpartition(".")[0]
 
 
-def _own(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in module.named_parameters() if "dendrites" not in name.split(".")}
+def _shape(parameter: Tensor) -> tuple[int, ...] | None:
+    return None if is_lazy(parameter) else tuple(parameter.shape)
 
 
 def _looks(module: nn.Module) -> tuple[Any, ...]:
-    return type(module), tuple((name, p.shape, p.dtype) for name, p in _own(module).items())
+    return type(module), tuple((name, _shape(p), p.dtype) for name, p in own_parameters(module).items())
 
 
-def _is_copy(module: nn.Module, source: nn.Module) -> bool:
-    own, other = _own(module), _own(source)
-    if any(hasattr(parameter, "to_local") for parameter in own.values()):
-        return False  # shared out over processes, each of which has a part
-    # One with dendrites has mirrored before: a frozen layer that is no target gets none otherwise.
-    attached = any(isinstance(part._modules.get("dendrites"), Dendrites) for part in module.modules())
-    return bool(own) and (attached or all(torch.equal(p, other[name].to(p.device)) for name, p in own.items()))
+def _apart(module: nn.Module, source: nn.Module) -> float:
+    own, other = own_parameters(module), own_parameters(source)
+    if not own or any(is_lazy(parameter) or hasattr(parameter, "to_local") for parameter in own.values()):
+        return inf  # without values yet, or shared out over processes, each of which has a part
+    return sum(float((p.detach() - other[name].detach().to(p.device)).abs().sum()) for name, p in own.items())
+
+
+def _can_have(module: nn.Module, source: nn.Module) -> bool:
+    # What a mirror has of dendrites are the first of those that are there.
+    parts, others = _modules(module), _modules(source)
+    for name, part in parts.items():
+        sets = _sets(part)
+        if sets != _sets(others.get(name, part))[: len(sets)]:
+            return False
+    return True
+
+
+def _sets(layer: nn.Module) -> list[Form | SharedForm]:
+    dendrites = layer._modules.get("dendrites")
+    sets: list[Form | SharedForm] = []
+    for form in dendrites.forms if isinstance(dendrites, Dendrites) else []:
+        sets += [form] if isinstance(form, SharedForm) else [replace(form, count=1)] * form.count
+    return sets
+
+
+def _difference(module: nn.Module, source: nn.Module) -> str:
+    """Why one cannot mirror the other; empty where it can."""
+    own, other = own_parameters(module), own_parameters(source)
+    if not own:
+        return "it has no parameters"
+    for name in [*own, *other]:
+        if name not in own or name not in other:
+            return f"{name!r} is a parameter of one of them alone"
+        shapes = _shape(own[name]), _shape(other[name])
+        if None in shapes:
+            return f"the size of {name!r} is not known before the first forward pass"
+        if shapes[0] != shapes[1]:
+            return f"{name!r} is {shapes[0]} in it and {shapes[1]} there"
+    parts, others = _modules(module), _modules(source)
+    for name in dict.fromkeys(owner.rpartition(".")[0] for owner in own):
+        kinds = type(parts.get(name)).__name__, type(others.get(name)).__name__
+        if kinds[0] != kinds[1]:
+            return f"{name!r} is a {kinds[0]} in it and a {kinds[1]} there"
+    return "" if _can_have(module, source) else "it has other dendrites"

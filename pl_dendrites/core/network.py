@@ -18,7 +18,8 @@ from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, 
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import inputs_of
-from pl_dendrites.core.mirrors import find_mirrors, mirrored_layers
+from pl_dendrites.core.mirrored import MirroredLayers
+from pl_dendrites.core.mirrors import find_mirrors, named_mirrors, parts_of_mirrors
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
 from pl_dendrites.core.structure import grow_on_load
@@ -37,7 +38,8 @@ class DendriticNetwork:
         model: the model. Dendrites that it has already are taken over.
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: taken out of ``targets``.
-        mirrors: found before, see :func:`~pl_dendrites.core.mirrors.find_mirrors`.
+        mirrors: name of each module that mirrors another, and of that; ``None``: those that
+            :func:`~pl_dendrites.core.mirrors.find_mirrors` finds.
 
     Attributes:
         model: the model.
@@ -48,7 +50,7 @@ class DendriticNetwork:
         share: see :meth:`set_next`.
 
     Raises:
-        ValueError: if no layer can have dendrites.
+        ValueError: if no layer can have dendrites, or a module that ``mirrors`` names does not fit.
 
     Example:
         >>> from pl_dendrites.core import attach
@@ -77,49 +79,29 @@ class DendriticNetwork:
         exclude: Sequence[str] | Predicate = (),
         mirrors: Mapping[str, str] | None = None,
     ) -> None:
-        selection = select_targets(model, targets, exclude)
+        chosen, self.skipped = select_targets(model, targets, exclude)
+        self.mirrors = find_mirrors(model, chosen) if mirrors is None else named_mirrors(model, mirrors)
+        inside = parts_of_mirrors(self.mirrors, [*chosen, *hosts(model)])
+        self.skipped |= {name: reason for name, reason in inside.items() if name in chosen}
         self.model = model
-        self.skipped = selection.skipped
         self.left_alone: set[str] = set()
-        self.targets = list(selection.chosen)
-        for layer in selection.chosen.values():
-            if "dendrites" not in layer._modules:
-                hang(layer)
-        self.mirrors: dict[str, str] = {}
-        self._hosts = hosts(model)
-        self._mirrored: dict[str, list[nn.Module]] = {}
-        self._take_mirrors(find_mirrors(model, self.targets, mirrors))
+        self.targets = [name for name in chosen if name not in inside]
+        if not self.targets:
+            raise ValueError(f"no layer can have dendrites: {self.skipped}")
+        for name in self.targets:
+            if "dendrites" not in chosen[name]._modules:
+                hang(chosen[name])
+        self._hosts = {name: layer for name, layer in hosts(model).items() if name not in inside}
+        self._mirrored = MirroredLayers(model, self.mirrors, self._hosts)
+        for name in self._mirrored.names:
+            self.skipped.pop(name, None)
         self.share = 1.0
         self._freeze: Freeze | None = None
         grow_on_load(model)
 
-    def _take_mirrors(self, mirrors: dict[str, str]) -> None:
-        modules, own = {plain_name(name): module for name, module in self.model.named_modules()}, list(self.targets)
-        for target in own:
-            layers = [name for name in mirrored_layers(mirrors, target) if name in modules]
-            for name in layers:
-                if "dendrites" not in modules[name]._modules:
-                    hang(modules[name])
-                self._hosts.pop(name, None)
-                if name in self.targets:
-                    self.targets.remove(name)
-                self.skipped.pop(name, None)
-            if layers:
-                self._mirrored[target] = [modules[name] for name in layers]
-        self.mirrors = mirrors
-        self.freeze_mirrors()
-
-    def freeze_mirrors(self) -> None:
-        """Have nothing trained of the dendrites of mirrors, whoever made them: a load makes them as any others."""
-        for layers in self._mirrored.values():
-            for layer in layers:
-                dendrites_of(layer).requires_grad_(False)
-
-    def _mirror(self, name: str) -> None:
-        # The newest dendrites of a layer, on the layers that mirror it.
-        for layer in self._mirrored.get(name, []):
-            know_neurons(layer, self.layers[name].kind.neurons or 0)
-            dendrites_of(layer).follow(layer, self.layers[name])
+    def follow_mirrored(self) -> None:
+        """Let mirrors have what they mirror has, after a load: see :meth:`MirroredLayers.follow`."""
+        self._mirrored.follow()
 
     def set_next(
         self, activation: str = "tanh", *, live: bool = False, fan_in: int | float | None = None, share: float = 1.0
@@ -173,6 +155,7 @@ class DendriticNetwork:
             self.skipped[name] = reason
             self.left_alone.add(name)
             if not dendrites_of(self._hosts[name]).count:
+                self._mirrored.leave_alone(self._hosts[name])
                 take_off(self._hosts.pop(name))
 
     def watch_use(self) -> UsedLayers:
@@ -259,11 +242,16 @@ class DendriticNetwork:
     def _own(self, name: str) -> list[nn.Parameter]:
         return [p for key, p in self._hosts[name].named_parameters() if not key.startswith("dendrites.")]
 
+    def mirrored_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """The like of mirrors whose layers are trainable: an optimizer that holds such a layer is to hold them."""
+        return self._mirrored.trained_parameters()
+
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """What dendrites have learned for good: ``V``, ``v`` and ``u`` of those that are not live."""
+        """What is not trained of dendrites: ``V``, ``v`` and ``u`` of those that are not live; all of a still mirror's."""
         for dendrites in self.layers.values():
             trained = {id(parameter) for parameter in dendrites.trained_parameters()}
             yield from (parameter for parameter in dendrites.parameters() if id(parameter) not in trained)
+        yield from self._mirrored.frozen_parameters()
 
     def candidate_parameters(self) -> list[nn.Parameter]:
         """The parameters that a correlation phase trains, for an optimizer."""
@@ -386,7 +374,7 @@ class DendriticNetwork:
         for name in chosen if some else used:
             layer = self._hosts[name]
             taken[name] = dendrites_of(layer).integrate(layer, chosen.get(name))
-            self._mirror(name)
+        self._mirrored.follow()
         self.discard()
         return taken
 
@@ -414,7 +402,7 @@ class DendriticNetwork:
         for name in names:
             layer = self._hosts[name]
             dendrites_of(layer).grow(layer, generator)
-            self._mirror(name)
+        self._mirrored.follow()
 
     def discard(self) -> None:
         """The candidates go; flags and buffers return. Does nothing where there are none."""

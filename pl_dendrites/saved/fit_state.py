@@ -14,6 +14,7 @@ from pl_dendrites.core.phases import PhaseMachine
 __all__ = ["FitState", "parameter_names_in"]
 
 _FORMAT = 3
+_GO_ON = "Go on with those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without `ckpt_path`."
 
 # Takes what was found and where; raises ValueError if it cannot be.
 _Check = Callable[[Any, str], None]
@@ -66,6 +67,26 @@ class FitState:
         records = [{"monitor": self.monitor, "mode": self.mode}, self.running or {}, *self.history[-1:]]
         known = [(record.get("monitor"), record.get("mode")) for record in records]
         return next(((monitor, mode) for monitor, mode in known if monitor and mode), None)
+
+    def refuse_other(self, monitor: str, mode: str, mirrors: Mapping[str, str] | None) -> None:
+        """Raise where a callback cannot go on with this.
+
+        Args:
+            monitor: the metric that decides there.
+            mode: whether a good score is small or large there.
+            mirrors: the mirrors that are named there; ``None``: those of this state.
+
+        Raises:
+            ValueError: says what differs and what to do.
+        """
+        saved, own = self.metric, (monitor, mode)
+        if saved not in (None, own):
+            of, here = (f"monitor={metric!r}, mode={side!r}" for metric, side in (saved, own))
+            raise ValueError(
+                f"its scores are those of {of}, and this callback has {here}: they cannot be compared. {_GO_ON}"
+            )
+        if mirrors is not None and dict(mirrors) != self.mirrors:
+            raise ValueError(f"its mirrors are {self.mirrors}, and this callback has mirrors={dict(mirrors)}. {_GO_ON}")
 
     def to_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint."""

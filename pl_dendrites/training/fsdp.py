@@ -164,6 +164,11 @@ class Shards:
                 )
         if network.share < 1:
             raise MisconfigurationException("all neurons of a sharded model have dendrites: leave `share` out.")
+        if network.mirrors:
+            raise MisconfigurationException(
+                f"the mirrors of a sharded model cannot grow with what they mirror: {network.mirrors}. Use"
+                " strategy='ddp', or leave what is mirrored out of `targets` and give `mirrors={}`."
+            )
         _refuse_layers(self._trainer, network.model)
         self._network = network
         if not self._trainer.lightning_module.automatic_optimization:

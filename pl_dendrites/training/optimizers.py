@@ -66,10 +66,19 @@ def adopt_parameters(
                 group["param_names"].append(f"dendrites.{len(group['params']) - 1}")
 
 
-def trained(network: DendriticNetwork) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-    """What optimizers are to hold of a network's dendrites, each with the weight of its layer."""
+def trained(optimizers: Iterable[Optimizer], network: DendriticNetwork) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """What optimizers are to hold of a network's dendrites, each with the weight of its layer.
+
+    Of mirrors that is what belongs to a layer that they hold.
+    """
     alone = {id(p) for name, d in network.layers.items() if name in network.left_alone for p in d.parameters()}
-    return ((parameter, weight) for parameter, weight in network.trained_parameters() if id(parameter) not in alone)
+    held = _held(optimizers)
+    yield from (pair for pair in network.trained_parameters() if id(pair[0]) not in alone)
+    yield from (pair for pair in network.mirrored_parameters() if id(pair[1]) in held)
+
+
+def _held(optimizers: Iterable[Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def leave_unheld_alone(optimizers: Sequence[Optimizer], network: DendriticNetwork) -> None:
@@ -82,7 +91,7 @@ def leave_unheld_alone(optimizers: Sequence[Optimizer], network: DendriticNetwor
     Raises:
         MisconfigurationException: if no layer is left.
     """
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    held = _held(optimizers)
     unheld = [name for name, own in network.own_parameters().items() if held and not any(id(p) in held for p in own)]
     reason = "no optimizer holds its parameters: name it in `targets` to let it grow"
     if len(unheld) == len(network.targets):
@@ -98,9 +107,10 @@ def following(optimizers: Iterable[Optimizer], network: DendriticNetwork) -> Ite
         optimizers: the optimizers.
         network: the network, which the body of the ``with`` changes.
     """
-    before = [weight for weight, _ in network.trained_parameters()]
+    optimizers = list(optimizers)
+    before = [weight for weight, _ in (*network.trained_parameters(), *network.mirrored_parameters())]
     yield
-    after = list(trained(network))
+    after = list(trained(optimizers, network))
     stay = {id(weight) for weight, _ in after}
     adopt_parameters(optimizers, [weight for weight in before if id(weight) not in stay], after)
 

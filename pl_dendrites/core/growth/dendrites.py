@@ -268,26 +268,25 @@ class Dendrites(nn.ModuleList):
 
     @torch.no_grad()
     def follow(self, layer: nn.Module, source: Dendrites) -> None:
-        """Have as many dendrites as another layer, the newest of them a copy of its newest; none of them is trained.
+        """Have as many dendrites as another layer: those that are not here yet are copies of its own.
+
+        Their output weights start at zero, so that the network's output does not change.
 
         Args:
             layer: the layer that the dendrites belong to.
-            source: the dendrites of a layer that this one mirrors.
+            source: the dendrites of a layer that this one mirrors, of which these are the first.
         """
+        there, blocks = self.count, len(self)
         self.reshape(layer, source.forms)
-        own, other = self[-1], source[-1]
-        if isinstance(own, SharedBlock):
-            own.load_state_dict(other.state_dict())
-            self.requires_grad_(False)
-            return
-        assert isinstance(own, Block)
-        assert isinstance(other, Block)
-        own.kind.put(own.nodes, own.count - 1, other.kind.take(other.nodes, other.count - 1))
-        own.links[own.links_of(own.count - 1)] = other.links[other.links_of(other.count - 1)]
-        own.weights[-1].copy_(other.weights[-1])
-        if own.neurons is not None and other.neurons is not None:
-            own.neurons.copy_(other.neurons)
-        self.requires_grad_(False)
+        for new, shared in list(zip(self, source, strict=True))[blocks:]:
+            if isinstance(new, SharedBlock):
+                new.load_state_dict({**shared.state_dict(), "out": new.out})
+        for own, other in zip(self.private, source.private, strict=True):
+            for place in range(max(there - own.below, 0), own.count):
+                own.kind.put(own.nodes, place, other.kind.take(other.nodes, place))
+                own.links[own.links_of(place)] = other.links[other.links_of(place)]
+                if own.neurons is not None and other.neurons is not None:
+                    own.neurons.copy_(other.neurons)
 
     def add_shared(self, layer: nn.Module, form: SharedForm) -> SharedBlock:
         """Hang shared dendrites around a module: a block of their own, to be filled in.
