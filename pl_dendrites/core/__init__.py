@@ -23,7 +23,8 @@ from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.rule.candidates import Candidates
-from pl_dendrites.core.shared import SharedGrowth, UnitSet, attach_shared
+from pl_dendrites.core.shared import SharedNetwork, UnitSet, attach_shared
+from pl_dendrites.core.soma import Soma
 from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.targets import Selection, select_targets
 
@@ -36,7 +37,8 @@ __all__ = [
     "Form",
     "PhaseMachine",
     "Selection",
-    "SharedGrowth",
+    "SharedNetwork",
+    "Soma",
     "UnitSet",
     "attach",
     "attach_shared",

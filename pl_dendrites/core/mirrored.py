@@ -65,6 +65,8 @@ class MirroredLayers:
             if own.forms != other.forms:
                 know_neurons(layer, other.kind.neurons or 0)
                 own.follow(layer, other)
+            for block, source_block in zip(own.shared, other.shared, strict=True):
+                block.see_as(source_block)
             trained = {id(parameter) for parameter in _trained(layer, own)}
             for parameter in own.parameters():
                 parameter.requires_grad_(id(parameter) in trained)

@@ -83,8 +83,7 @@ class DendriticNetwork:
         self.mirrors = find_mirrors(model, chosen) if mirrors is None else named_mirrors(model, mirrors)
         inside = parts_of_mirrors(self.mirrors, [*chosen, *hosts(model)])
         self.skipped |= {name: reason for name, reason in inside.items() if name in chosen}
-        self.model = model
-        self.left_alone: set[str] = set()
+        self.model, self.left_alone = model, set[str]()
         self.targets = [name for name in chosen if name not in inside]
         if not self.targets:
             raise ValueError(f"no layer can have dendrites: {self.skipped}")
@@ -92,12 +91,15 @@ class DendriticNetwork:
             if "dendrites" not in chosen[name]._modules:
                 hang(chosen[name])
         self._hosts = {name: layer for name, layer in hosts(model).items() if name not in inside}
-        self._mirrored = MirroredLayers(model, self.mirrors, self._hosts)
+        self._begin()
         for name in self._mirrored.names:
             self.skipped.pop(name, None)
         self.share = 1.0
+
+    def _begin(self) -> None:
+        self._mirrored = MirroredLayers(self.model, self.mirrors, self._hosts)
         self._freeze: Freeze | None = None
-        grow_on_load(model)
+        grow_on_load(self.model)
 
     def follow_mirrored(self) -> None:
         """Let mirrors have what they mirror has, after a load: see :meth:`MirroredLayers.follow`."""
@@ -200,17 +202,14 @@ class DendriticNetwork:
         if pool < 1:
             raise ValueError(f"`pool` must be at least 1, got {pool}")
         if state is not None:
-            told = {name: self._hosts[name] for name in self.targets if name in state or name in self.can_grow()}
-            for name, neurons in check_candidates(told, pool, state).items():
-                know_neurons(self._hosts[name], neurons)
+            self._check_state(state, pool)
         names = self.can_grow()
         if not names and not self.targets:
             raise RuntimeError(f"no layer can have dendrites: {self.skipped}")
         if not names:
             raise RuntimeError(f"the neurons of {self.targets} are not known before their first forward pass")
         for name in names:
-            layer = self._hosts[name]
-            dendrites_of(layer).start(layer, pool, generator)
+            self._start(name, pool, generator)
         self._freeze = Freeze(self.model, trainable, values)
         if state is not None:
             try:
@@ -218,6 +217,15 @@ class DendriticNetwork:
             except BaseException:
                 self.discard()
                 raise
+
+    def _check_state(self, state: Mapping[str, Mapping[str, Tensor]], pool: int) -> None:
+        told = {name: self._hosts[name] for name in self.targets if name in state or name in self.can_grow()}
+        for name, neurons in check_candidates(told, pool, state).items():
+            know_neurons(self._hosts[name], neurons)
+
+    def _start(self, name: str, pool: int, generator: torch.Generator | None) -> None:
+        layer = self._hosts[name]
+        dendrites_of(layer).start(layer, pool, generator)
 
     @property
     def trainable(self) -> list[str]:

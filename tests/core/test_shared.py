@@ -16,11 +16,11 @@ from pl_dendrites.core.fields.choose import choose_units
 from pl_dendrites.core.fields.product import field_product
 from pl_dendrites.core.fields.sample import Reservoir
 from pl_dendrites.core.growth.shared_block import SharedBlock
-from pl_dendrites.core.shared import SharedGrowth, UnitSet, attach_shared
+from pl_dendrites.core.shared import SharedNetwork, UnitSet, attach_shared
 from pl_dendrites.core.structure import grow_on_load
 
 
-def network() -> nn.Sequential:
+def small() -> nn.Sequential:
     return nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
@@ -33,14 +33,22 @@ def data(samples: int = 96, inputs: int = 12) -> tuple[Tensor, Tensor]:
     return x, (x[:, 0] * x[:, 1] > 0).long() + (x[:, 2] > 0).long()
 
 
-def grown(model: nn.Module, wanted: UnitSet | None = None, around: tuple[str, ...] = ("",)) -> SharedGrowth:
-    growth = attach_shared(model, around)
-    growth.start()
+def ready(model: nn.Module, wanted: UnitSet, around: tuple[str, ...] = ("",), x: Tensor | None = None) -> SharedNetwork:
+    """A network that takes samples."""
+    network = attach_shared(model, around)
+    model(data()[0] if x is None else x)
+    network.set_next(wanted)
+    network.start_candidates(pool=8)
+    return network
+
+
+def grown(model: nn.Module, wanted: UnitSet | None = None, around: tuple[str, ...] = ("",)) -> SharedNetwork:
+    network = ready(model, wanted or UnitSet(units=6, field=3), around)
     loss_of(model, *data()).backward()
-    growth.integrate(wanted or UnitSet(units=6, field=3))
-    for _, block in growth.blocks():
+    network.integrate()
+    for _, block in network.blocks:
         nn.init.normal_(block.out)
-    return growth
+    return network
 
 
 def reference(block: SharedBlock, x: Tensor, own: Tensor) -> Tensor:
@@ -57,9 +65,9 @@ def reference(block: SharedBlock, x: Tensor, own: Tensor) -> Tensor:
 @pytest.mark.parametrize("feeds", [None, 2])
 @pytest.mark.parametrize("around", ["", "2"])
 def test_outputs_and_gradients_are_those_of_the_formula(feeds: int | None, around: str) -> None:
-    model = network()
-    growth = grown(model, UnitSet(units=4, field=3, feeds=feeds), (around,))
-    (block,) = growth.layers[around].shared
+    model = small()
+    network = grown(model, UnitSet(units=4, field=3, feeds=feeds), (around,))
+    (block,) = network.layers[around].shared
     x = torch.randn(7, 12)
     plain = detach(copy.deepcopy(model))
     before = plain[:2](x) if around else x
@@ -82,12 +90,11 @@ def test_both_products_can_be_differentiated_twice(inputs: int) -> None:
 
 
 def test_new_units_change_no_output_and_cost_what_they_say() -> None:
-    model, (x, _) = network(), data()
+    model, (x, _) = small(), data()
     before, parameters = model(x), sum(p.numel() for p in model.parameters())
-    growth = attach_shared(model)
-    growth.start()
+    network = ready(model, UnitSet(units=6, field=4))
     loss_of(model, *data()).backward()
-    worth = growth.integrate(UnitSet(units=6, field=4))
+    worth = network.integrate()
     assert torch.equal(model(x), before)
     assert sum(p.numel() for p in model.parameters()) == parameters + 6 * (4 + 1 + 3)
     assert worth[""].shape == (6,)
@@ -98,12 +105,11 @@ def test_the_network_stands_still_and_is_free_again() -> None:
     model = nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     model[0].bias.requires_grad_(False)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    network = ready(model, UnitSet())
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    growth = attach_shared(model)
-    growth.start()
     loss_of(model, *data()).backward()
     assert all(p.grad is None for p in model.parameters())
-    growth.discard()
+    network.discard()
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
 
@@ -111,13 +117,13 @@ def test_the_network_stands_still_and_is_free_again() -> None:
 @pytest.mark.parametrize("feeds", [None, 2])
 @pytest.mark.parametrize("around", ["", "2"])
 def test_a_fresh_model_grows_to_fit_what_was_saved(feeds: int | None, around: str) -> None:
-    model, (x, _) = network(), data()
+    model, (x, _) = small(), data()
     grown(model, UnitSet(units=4, field=3, feeds=feeds), (around,))
-    fresh = network()
+    fresh = small()
     grow_on_load(fresh)
     assert fresh.load_state_dict(model.state_dict()).missing_keys == []
     assert torch.equal(fresh(x), model(x))
-    restored = network()
+    restored = small()
     restore_structure(restored, model.state_dict())
     restored.load_state_dict(model.state_dict())
     assert torch.equal(restored(x), model(x))
@@ -126,7 +132,7 @@ def test_a_fresh_model_grows_to_fit_what_was_saved(feeds: int | None, around: st
 
 
 def test_a_model_loses_them_again() -> None:
-    model, (x, _) = network(), data()
+    model, (x, _) = small(), data()
     before, plain = model(x), dict(model.state_dict())
     grown(model)
     assert not torch.equal(model(x), before)
@@ -155,10 +161,10 @@ def test_a_model_loses_them_again() -> None:
     ],
 )
 def test_a_state_that_cannot_be_is_refused_and_the_model_left_as_it_was(entry: str, value: Tensor) -> None:
-    model = network()
+    model = small()
     grown(model)
     state = {**model.state_dict(), f"dendrites.0.{entry}": value}
-    fresh = network()
+    fresh = small()
     grow_on_load(fresh)
     with pytest.raises(ValueError, match="does not fit"):
         fresh.load_state_dict(state)
@@ -166,13 +172,13 @@ def test_a_state_that_cannot_be_is_refused_and_the_model_left_as_it_was(entry: s
 
 
 def test_private_and_shared_dendrites_hang_side_by_side() -> None:
-    model, (x, _) = network(), data()
+    model, (x, _) = small(), data()
     private = attach(model, targets=["2"], live=True)
     private.grow(["2"])
-    growth = grown(model, around=("2",))
+    network = grown(model, around=("2",))
     private.grow(["2"])
-    nn.init.ones_(growth.layers["2"].private[-1].weights[-1])
-    fresh = network()
+    nn.init.ones_(network.layers["2"].private[-1].weights[-1])
+    fresh = small()
     grow_on_load(fresh)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(x), model(x))
@@ -180,12 +186,12 @@ def test_private_and_shared_dendrites_hang_side_by_side() -> None:
 
 
 def test_samples_are_the_inputs_and_the_errors_of_training_alone() -> None:
-    model, (x, y) = network(), data()
-    growth = attach_shared(model)
+    model, (x, y) = small(), data()
+    network = attach_shared(model)
     out = model(x).detach().requires_grad_()
     (expected,) = torch.autograd.grad(F.cross_entropy(out, y), out)
-    growth.start(samples=200)
-    watch = growth.layers[""].watch
+    network.start_candidates()
+    watch = network.layers[""].watch
     assert watch is not None
     watch.listening = False
     loss_of(model, x.flip(0), y)  # a validation that takes gradients
@@ -201,7 +207,7 @@ def test_samples_are_the_inputs_and_the_errors_of_training_alone() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_sample_of_a_short_batch_counts_as_any_other(reduction: str) -> None:
     x, errors = torch.randn(240, 3), torch.randn(240, 2)
-    reservoir = Reservoir(500, torch.Generator())
+    reservoir = Reservoir(500, 0)
     for batch in (slice(0, 100), slice(100, 200), slice(200, 240)):
         size = batch.stop - batch.start
         reservoir.add(x[batch], errors[batch] / (size if reduction == "mean" else 1))
@@ -213,7 +219,7 @@ def test_a_sample_of_a_short_batch_counts_as_any_other(reduction: str) -> None:
 def test_a_reservoir_keeps_each_sample_with_the_same_chance() -> None:
     counts = torch.zeros(60)
     for seed in range(100):
-        reservoir = Reservoir(20, torch.Generator().manual_seed(seed))
+        reservoir = Reservoir(20, seed)
         for batch in torch.arange(60.0).split(16):
             reservoir.add(batch[:, None], torch.ones(len(batch), 1))
         counts[reservoir.rows()[0].flatten().long()] += 1
@@ -223,19 +229,18 @@ def test_a_reservoir_keeps_each_sample_with_the_same_chance() -> None:
 
 
 def test_padding_is_no_sample() -> None:
-    reservoir = Reservoir(10, torch.Generator())
+    reservoir = Reservoir(10, 0)
     reservoir.add(torch.randn(2, 3, 4), torch.tensor([[[1.0], [0.0], [2.0]], [[0.0], [0.0], [float("nan")]]]))
     assert reservoir.rows()[1].flatten().tolist() == [1.0, 2.0]
 
 
 def test_fields_are_inputs_that_vary_together() -> None:
     model = nn.Linear(24, 2)
-    growth = attach_shared(model)
-    growth.start()
     x = torch.randn(300, 6).repeat_interleave(4, 1) + 0.1 * torch.randn(300, 24)
     x[:, :4] = 1.0  # never vary
+    network = ready(model, UnitSet(units=5, field=4), x=x)
     F.cross_entropy(model(x), (x[:, 8] > 0).long()).backward()
-    growth.integrate(UnitSet(units=5, field=4))
+    network.integrate()
     groups = model.dendrites[0].field // 4
     assert (groups == groups[:, :1]).all()
     assert (groups > 0).all()
@@ -258,10 +263,9 @@ def test_the_greedy_choice_takes_what_least_squares_says() -> None:
 def test_inputs_with_the_largest_gradient_enter_at_zero_and_the_weakest_leave() -> None:
     model, (x, y) = nn.Linear(12, 3), data(inputs=12)
     x[:, 11] = 5.0
-    growth = attach_shared(model)
-    growth.start()
+    network = ready(model, UnitSet(units=4, field=4))
     loss_of(model, x, y).backward()
-    growth.integrate(UnitSet(units=4, field=4))
+    network.integrate()
     block = model.dendrites[0]
     nn.init.normal_(block.out)
     field, weight = block.field.clone(), block.weight.detach().clone()
@@ -271,9 +275,9 @@ def test_inputs_with_the_largest_gradient_enter_at_zero_and_the_weakest_leave() 
     potential = centred @ dense.T + (dense @ x.mean(0)).detach() + block.bias.detach()
     out = detach(copy.deepcopy(model))(x) + F.gelu(potential) @ block.out.detach()
     (gain,) = torch.autograd.grad(F.cross_entropy(out, y), dense)
-    growth.look()
+    network.look()
     loss_of(model, x, y).backward()
-    growth.rewire(share=0.5)
+    network.rewire(share=0.5)
     deviation = x.std(0, correction=0)
     for m in range(4):
         strength = weight[m].abs() * deviation[field[m]]
@@ -290,21 +294,20 @@ def test_inputs_with_the_largest_gradient_enter_at_zero_and_the_weakest_leave() 
 def test_what_an_optimizer_remembers_of_an_entry_that_moved_starts_anew(name: str) -> None:
     settings: dict[str, Any] = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}}.get(name, {})
     model, (x, y) = nn.Linear(12, 3), data()
-    growth = attach_shared(model)
-    growth.start()
+    network = ready(model, UnitSet(units=4, field=3))
     loss_of(model, x, y).backward()
-    growth.integrate(UnitSet(units=4, field=3))
+    network.integrate()
     block = model.dendrites[0]
     nn.init.normal_(block.out)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01, **settings)
     for _ in range(2):
         optimizer.zero_grad()
-        growth.look()
+        network.look()
         loss_of(model, x, y).backward()
         optimizer.step()
     before = block.field.clone()
     kept = {key: value.clone() for key, value in optimizer.state[block.weight].items() if isinstance(value, Tensor)}
-    growth.rewire(0.4, [optimizer])
+    network.rewire(0.4, [optimizer])
     moved = block.field != before
     assert moved.sum(1).tolist() == [1] * 4
     like = [key for key, value in kept.items() if value.shape == moved.shape]
@@ -317,21 +320,21 @@ def test_what_an_optimizer_remembers_of_an_entry_that_moved_starts_anew(name: st
 
 def test_units_that_feed_some_outputs_rewire_these_too() -> None:
     model, (x, y) = nn.Linear(12, 3), data()
-    growth = grown(model, UnitSet(units=8, field=3, feeds=1))
+    network = grown(model, UnitSet(units=8, field=3, feeds=1))
     block = model.dendrites[0]
     before = block.feeds.clone()
-    growth.look()
+    network.look()
     loss_of(model, x, y).backward()
-    growth.rewire(0.5)
+    network.rewire(0.5)
     moved = block.feeds != before
     assert moved.all()
     assert (block.out[moved] == 0).all()
 
 
 def test_frozen_units_let_no_gradient_into_fields_or_inputs() -> None:
-    model, (x, y) = network(), data()
-    growth = grown(model, UnitSet(units=4, field=3, live=False), ("2",))
-    (block,) = growth.layers["2"].shared
+    model, (x, y) = small(), data()
+    network = grown(model, UnitSet(units=4, field=3, live=False), ("2",))
+    (block,) = network.layers["2"].shared
     loss_of(model, x, y).backward()
     assert block.out.grad is not None
     assert block.weight.grad is None
@@ -346,10 +349,10 @@ def test_frozen_units_let_no_gradient_into_fields_or_inputs() -> None:
 
 def test_images_are_seen_as_one_vector_each() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 4 * 4, 3))
-    growth = attach_shared(model)
-    growth.start()
-    loss_of(model, torch.randn(16, 1, 6, 6), torch.randint(3, (16,))).backward()
-    growth.integrate(UnitSet(units=3, field=4))
+    x = torch.randn(16, 1, 6, 6)
+    network = ready(model, UnitSet(units=3, field=4), x=x)
+    loss_of(model, x, torch.randint(3, (16,))).backward()
+    network.integrate()
     assert model.dendrites[0].form.inputs == 36
 
 
@@ -369,24 +372,25 @@ def test_what_they_cannot_hang_around_is_refused(module: nn.Module, around: str,
 def test_they_learn_what_their_base_cannot() -> None:
     torch.manual_seed(0)
     model, (x, y) = nn.Linear(12, 3), data(300)
-    growth = attach_shared(model)
+    network = attach_shared(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
 
     def train(steps: int) -> float:
         for step in range(steps):
             if step % 20 == 0:
-                growth.look()
+                network.look()
             optimizer.zero_grad()
             loss = loss_of(model, x, y)
             loss.backward()
             optimizer.step()
             if step % 20 == 0:
-                growth.rewire(0.3, [optimizer])
+                network.rewire(0.3, [optimizer])
         return loss.item()
 
     alone = train(150)
-    growth.start()
+    network.set_next(UnitSet(units=8, field=4))
+    network.start_candidates(pool=8)
     loss_of(model, x, y).backward()
-    growth.integrate(UnitSet(units=8, field=4))
+    network.integrate()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     assert train(250) < 0.7 * alone

@@ -16,14 +16,20 @@ class Gains:
 
     They are summed over the backward passes that are watched.
 
+    Args:
+        units: how many, ``M``.
+        inputs: of their module, ``n``.
+        outputs: of their module, ``C``.
+        device: where they are.
+
     Attributes:
-        field: shape ``(M, n)``, of all inputs; ``None`` before a backward pass.
+        field: shape ``(M, n)``, of all inputs.
         feeds: shape ``(M, C)``, of all outputs.
     """
 
-    def __init__(self) -> None:
-        self.field: Tensor | None = None
-        self.feeds: Tensor | None = None
+    def __init__(self, units: int, inputs: int, outputs: int, device: torch.device) -> None:
+        self.field = torch.zeros(units, inputs, device=device)
+        self.feeds = torch.zeros(units, outputs, device=device)
 
     def watch_field(self, potentials: Tensor, x: Tensor) -> Tensor:
         """Look at the next backward pass through potentials.
@@ -35,10 +41,9 @@ class Gains:
         x = x.detach().flatten(0, -2)
 
         def look(error: Tensor) -> None:
-            error = error.flatten(0, -2)
+            error, inputs = error.flatten(0, -2).float(), x.float()
             # An input's mean moves a unit as its bias does: only what varies is of use.
-            gain = error.T @ x - error.sum(0)[:, None] * x.mean(0)
-            self.field = gain if self.field is None else self.field + gain
+            self.field += error.T @ inputs - error.sum(0)[:, None] * inputs.mean(0)
 
         potentials.register_hook(look)
         return potentials
@@ -53,8 +58,7 @@ class Gains:
         units = units.detach().flatten(0, -2)
 
         def look(error: Tensor) -> None:
-            gain = units.T @ error.flatten(0, -2)
-            self.feeds = gain if self.feeds is None else self.feeds + gain
+            self.feeds += units.T.float() @ error.flatten(0, -2).float()
 
         term.register_hook(look)
         return term

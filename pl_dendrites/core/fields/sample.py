@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ __all__ = ["ErrorSample", "Reservoir"]
 
 # An input that varies less than this share of what the most variable one does is noise of a constant.
 _LEAST_DEVIATION = 0.02
+_MATRIX = 2  # dimensions
 
 
 class ErrorSample:
@@ -78,17 +81,17 @@ class Reservoir:
 
     Args:
         size: most samples.
-        generator: a generator on the CPU that decides which.
+        seed: which ones they are follows from it.
 
     Attributes:
         seen: samples that came.
     """
 
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        self._size, self._generator, self.seen = size, generator, 0
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self._size, self._seed, self.seen = size, seed, 0
         self._inputs: Tensor | None = None
         self._errors: Tensor | None = None
-        self._batch = torch.zeros(size)
+        self._batch = torch.zeros(size, device="cpu")
 
     @torch.no_grad()
     def add(self, inputs: Tensor, errors: Tensor) -> None:
@@ -105,10 +108,12 @@ class Reservoir:
         count = len(errors)
         if self._inputs is None or self._errors is None:
             wide = torch.promote_types(errors.dtype, torch.float32)
-            self._inputs = inputs.new_empty(self._size, inputs.shape[1], dtype=torch.promote_types(inputs.dtype, wide))
-            self._errors = errors.new_empty(self._size, errors.shape[1], dtype=wide)
+            self._inputs = _room(inputs[:0].to(torch.promote_types(inputs.dtype, wide)), self._size)
+            self._errors = _room(errors[:0].to(wide), self._size)
         order = torch.arange(self.seen, self.seen + count, device="cpu")
-        chance = torch.rand(count, generator=self._generator, dtype=torch.float64, device="cpu")
+        # A generator of the batch's own: nothing of it needs to be saved.
+        generator = torch.Generator().manual_seed((self._seed + self.seen) % 2**63)
+        chance = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
         slots = torch.where(order < self._size, order, (chance * (order + 1)).long())
         rows = (slots < self._size).nonzero()[:, 0]
         # Of several for one slot the last; two writes to it would be a race on a GPU.
@@ -119,6 +124,39 @@ class Reservoir:
         self._inputs[slots.to(there)] = inputs[rows.to(there)].to(self._inputs.dtype)
         self._errors[slots.to(there)] = errors[rows.to(there)].to(self._errors.dtype)
         self.seen += count
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What it keeps, as plain tensors; nothing before the first sample."""
+        if self._inputs is None or self._errors is None:
+            return {}
+        there = min(self.seen, self._size)
+        kept = {"inputs": self._inputs, "errors": self._errors, "batch": self._batch}
+        seen = torch.tensor(self.seen, device="cpu")
+        return {**{name: tensor[:there].clone() for name, tensor in kept.items()}, "seen": seen}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from :meth:`state_dict` of one of the same size.
+
+        Raises:
+            ValueError: if it cannot be one's.
+        """
+        if not state:
+            return
+        if (
+            set(state) != {"inputs", "errors", "batch", "seen"}
+            or state["seen"].shape
+            or state["inputs"].ndim != _MATRIX
+        ):
+            raise ValueError(f"the saved samples must have inputs, errors, batch and seen, got {sorted(state)}")
+        seen, inputs, errors = int(state["seen"]), state["inputs"], state["errors"]
+        there = min(seen, self._size)
+        shapes = {"inputs": (there, inputs.shape[1]), "errors": (there, errors.shape[-1]), "batch": (there,)}
+        for name, shape in shapes.items():
+            if tuple(state[name].shape) != shape or not state[name].is_floating_point():
+                raise ValueError(f"the saved samples have {name} of the shape {tuple(state[name].shape)}, not {shape}")
+        self.seen = seen
+        self._inputs, self._errors = (_room(tensor, self._size) for tensor in (inputs, errors))
+        self._batch[:there] = state["batch"]
 
     def rows(self) -> tuple[Tensor, Tensor]:
         r"""Inputs ``(N, n)`` and errors ``(N, C)``, the latter on one scale.
@@ -143,3 +181,9 @@ class Reservoir:
         if bool((counts * larger * more).nan_to_num(0, 0, 0).sum() < -(counts * more * more).sum() / 2):
             errors = errors * (batch / most).to(errors)[:, None]
         return inputs, errors
+
+
+def _room(first: Tensor, size: int) -> Tensor:
+    room = first.new_empty(size, first.shape[1])
+    room[: len(first)] = first
+    return room

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pl_dendrites.core.fields.sample import Reservoir
@@ -20,17 +19,18 @@ class ErrorWatch:
 
     Args:
         samples: most of them.
-        generator: a generator on the CPU that decides which.
+        seed: which ones they are follows from it.
 
     Attributes:
         reservoir: the samples.
         listening: whether uses of the module are looked at: those of training, not those of a validation.
+        watching: whether errors that come are taken in.
         loss_scale: what the loss was multiplied by before the backward pass; ``None``: nothing.
     """
 
-    def __init__(self, samples: int, generator: torch.Generator) -> None:
-        self.reservoir = Reservoir(samples, generator)
-        self.listening = True
+    def __init__(self, samples: int, seed: int = 0) -> None:
+        self.reservoir = Reservoir(samples, seed)
+        self.listening = self.watching = True
         self.loss_scale: Tensor | None = None
 
     def watched(self, inputs: Inputs, out: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], None]]:
@@ -46,6 +46,7 @@ class ErrorWatch:
         x = below_transforms(features(inputs, out).detach())
 
         def observe(_: Tensor, error: Tensor) -> None:
-            self.reservoir.add(x, error if self.loss_scale is None else error / self.loss_scale)
+            if self.watching:
+                self.reservoir.add(x, error if self.loss_scale is None else error / self.loss_scale)
 
         return x.new_zeros(()).requires_grad_(), observe

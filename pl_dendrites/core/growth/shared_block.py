@@ -225,12 +225,24 @@ class SharedBlock(nn.Module):
             For each parameter that changed which of its entries start anew.
         """
         changed: dict[nn.Parameter, Tensor] = {}
-        if gains.field is not None and self.form.field < self.form.inputs:
+        if self.form.field < self.form.inputs:
             gain = torch.where(deviation > 0, gains.field.abs(), -1.0)
             changed[self.weight] = self._move(self.field, self.weight, gain, share, deviation[self.field.long()])
-        if gains.feeds is not None and self.feeds is not None:
+        if self.feeds is not None:
             changed[self.out] = self._move(self.feeds, self.out, gains.feeds.abs(), share, 1.0)
         return changed
+
+    @torch.no_grad()
+    def see_as(self, other: SharedBlock) -> None:
+        """See and feed what another block does; weights of what is new to it are zero.
+
+        Args:
+            other: one of the same form.
+        """
+        for own, there, weight in ((self.field, other.field, self.weight), (self.feeds, other.feeds, self.out)):
+            if own is not None and there is not None:
+                weight.masked_fill_(own != there, 0)
+                own.copy_(there)
 
     def _move(self, places: Tensor, weight: nn.Parameter, gain: Tensor, share: float, size: Tensor | float) -> Tensor:
         values = local(weight)
