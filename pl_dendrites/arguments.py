@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
+from pl_dendrites.core.shared import UnitSet
 from pl_dendrites.core.mirrors import check_mirrors
 
 __all__ = ["Settings", "check_patterns"]
@@ -24,6 +25,8 @@ _BOUNDS: dict[str, float] = {
     "correlation_min_delta": 0.0,
     "max_correlation_epochs": 1,
     "max_tries": 0,
+    "sets": 1,
+    "growth_epochs": 1,
 }
 
 # Arguments that are the phase machine's.
@@ -39,6 +42,8 @@ _DECIDE = (
     "max_tries",
     "stop_on_overfit",
 )
+# Each has as many units as there are before it.
+_MOST_SETS = 16
 # Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
 _SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
 
@@ -56,6 +61,7 @@ class Settings:
         targets: the layers that grow.
         exclude: taken out of ``targets``.
         mirrors: name of each module that mirrors another, and of that; ``None``: those that are found.
+        around: modules that shared dendrites hang around; ``None``: dendrites are private.
         next: what dendrites to come are like, for :meth:`~pl_dendrites.core.DendriticNetwork.set_next`.
         machine: of the :class:`~pl_dendrites.core.phases.PhaseMachine`.
         phase: of a :class:`~pl_dendrites.training.correlation_phase.CorrelationPhase`.
@@ -75,11 +81,13 @@ class Settings:
 
     def __init__(self, given: Mapping[str, Any], of: Callable[..., Any]) -> None:
         _check(given)
+        given = {**given, "learning": given["learning"] or ("correlation" if given["around"] is None else "hybrid")}
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
         self.targets, self.exclude = given["targets"], given["exclude"]
         self.mirrors: Mapping[str, str] | None = given["mirrors"]
         self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
+        self.around: Sequence[str] | None = given["around"]
         self.next: dict[str, Any] = {
             "activation": given["activation"] or ("gelu" if live else "tanh"),
             "live": live,
@@ -91,6 +99,8 @@ class Settings:
             "correlation": not self.by_gradient,
             "sparse": given["fan_in"] is not None,
         }
+        if self.around is not None:
+            self._share(given)
         self.phase: dict[str, Any] = {
             "pool": given["candidates"],
             "batches": given["candidate_batches"],
@@ -105,6 +115,20 @@ class Settings:
         self.correlation_min_delta: float = given["correlation_min_delta"]
         self.schedule_epochs: int | None = given["base_epochs"] if given["restart"] else None
         self.restart, self.verbose, self.dirpath = given["restart"], given["verbose"], given["dirpath"]
+
+    def _share(self, given: Mapping[str, Any]) -> None:
+        # Of shared dendrites a correlation phase is the time to take samples.
+        field = {} if given["fan_in"] is None else {"field": given["fan_in"]}
+        wanted = UnitSet(activation=self.next["activation"], live=self.next["live"], **field)
+        budget = given["max_parameters"]
+        self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
+        self.machine |= {
+            "max_dendrites": _MOST_SETS if budget is None else given["sets"],
+            "growth_epochs": given["growth_epochs"],
+            "tries_sets": budget is None,
+            "max_correlation_epochs": 1,
+            "sparse": False,
+        }
 
 
 def check_patterns(name: str, value: object) -> None:
@@ -123,7 +147,8 @@ def _check(given: Mapping[str, Any]) -> None:
     monitor, optimizer, dirpath = given["monitor"], given["optimizer"], given["dirpath"]
     check("monitor", isinstance(monitor, str) and bool(monitor), "the name of a metric", monitor)
     check_one_of("mode", given["mode"], ("min", "max"))
-    check_one_of("learning", given["learning"], ("correlation", "gradient", "hybrid"))
+    check_one_of("learning", given["learning"] or "correlation", ("correlation", "gradient", "hybrid"))
+    _check_around(given)
     check_one_of("min_delta_mode", given["min_delta_mode"], ("abs", "rel"))
     activation = given["activation"]
     check_form("tanh" if activation is None else activation, given["fan_in"])
@@ -142,3 +167,20 @@ def _check(given: Mapping[str, Any]) -> None:
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
     for name in ("skip_validation", "stop_on_overfit", "restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
+
+
+def _check_around(given: Mapping[str, Any]) -> None:
+    around, most = given["around"], given["max_parameters"]
+    number = isinstance(most, int | float) and not isinstance(most, bool)
+    holds = most is None or (number and most > 1)
+    check("max_parameters", holds, "a number of parameters, or how many times those of the model, above 1", most)
+    if around is None:
+        check("max_parameters", most is None, "None without `around`", most)
+        return
+    names = (
+        isinstance(around, Sequence) and not isinstance(around, str) and all(isinstance(name, str) for name in around)
+    )
+    check("around", names and len(around) > 0, "a list of names of modules", around)
+    check("learning", given["learning"] != "gradient", "'hybrid' or 'correlation' with `around`", given["learning"])
+    for name, default in (("targets", None), ("exclude", ()), ("share", 1)):
+        check(name, given[name] == default or list(given[name]) == [], f"{default!r} with `around`", given[name])

@@ -44,10 +44,18 @@ class DendriteCallback(pl.Callback):
             layer that can and is not frozen. A name, or a type name that none of these layers has, may mean any other
             module too, whose dendrites are then copies of it.
         exclude: layers that receive none, named in the same way.
+        around: names of modules that shared dendrites hang around, instead of dendrites of each layer's neurons; an
+            empty name is the whole model. Each unit sees a few inputs of its module, which are replaced while it
+            learns, and feeds all its outputs. ``None``: dendrites are the neurons' own.
+        max_parameters: with ``around`` most parameters that the grown model may have: a number, or as many times those
+            that it has; ``None``: each set has as many units as there are, until one does not help.
+        sets: with ``max_parameters`` how many sets of units these are shared out to.
+        growth_epochs: with ``around`` the length in epochs of base phases before the last, which is the long one.
         mirrors: name of each module that mirrors another without being trained (the average of its weights, the target
             network of a DQN), and of that: it grows as that does. ``None``: those that are frozen and begin as a copy.
         max_dendrites: most dendrites per neuron.
-        learning: the rule by which dendrites learn. ``"correlation"``: candidates learn to correlate with the error of
+        learning: the rule by which dendrites learn, ``None``: ``"correlation"``, or ``"hybrid"`` with ``around``.
+            ``"correlation"``: candidates learn to correlate with the error of
             their neuron while the network stands still, and are frozen afterwards. ``"hybrid"``: in the same way first,
             then by gradient with the network. ``"gradient"``: by gradient alone, without correlation phases.
         candidates: candidates that compete for each neuron's next dendrite.
@@ -116,8 +124,12 @@ class DendriteCallback(pl.Callback):
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
         mirrors: Mapping[str, str] | None = None,
+        around: Sequence[str] | None = None,
+        max_parameters: int | float | None = None,
+        sets: int = 1,
+        growth_epochs: int = 2,
         max_dendrites: int = 5,
-        learning: Literal["correlation", "gradient", "hybrid"] = "correlation",
+        learning: Literal["correlation", "gradient", "hybrid"] | None = None,
         candidates: int = 4,
         candidate_batches: int = 1,
         fan_in: int | float | None = None,

@@ -14,6 +14,7 @@ from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
+from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.records import by_reason, phase_record, why_none
 from pl_dendrites.saved.best import BestModel, has_weights, model_weights
@@ -25,6 +26,7 @@ from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
 from pl_dendrites.training.groups import begin_remembering
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.refusals import refuse_homeless
+from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
 from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
 
@@ -62,6 +64,7 @@ class Fit:
         self._has_state = self._training = False
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
+        self._rewiring: Rewiring | None = None
         self._display: Display | None = None
         self._uses: UsedLayers | None = None
         self._told: set[str] = set()  # layers that a user knows to be left alone
@@ -81,6 +84,8 @@ class Fit:
         if self._resumed is not None:
             self.machine.load_state_dict(self._resumed.machine)
             self._seed = self._resumed.seed
+            if self._rewiring is not None and self._resumed.rewiring is not None:
+                self._rewiring.load_state_dict(self._resumed.rewiring)
             if self._used is not None:
                 self._used.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
@@ -94,9 +99,14 @@ class Fit:
         mirrors = settings.mirrors
         if mirrors is None and self._resumed is not None:
             mirrors = self._resumed.mirrors or None
-        network = self.network = DendriticNetwork(module, settings.targets, settings.exclude, mirrors)
+        if settings.around is None:
+            network = DendriticNetwork(module, settings.targets, settings.exclude, mirrors)
+        else:
+            network = SharedNetwork(module, settings.around, mirrors)
+            self._rewiring = Rewiring(trainer, network)
+        self.network = network
         network.set_next(**settings.next)
-        if settings.targets is None:
+        if settings.targets is None and settings.around is None:
             optimizers.leave_unheld_alone(trainer.optimizers, network)
         refuse_homeless(trainer.optimizers, network)
         self._uses = network.watch_use()
@@ -175,6 +185,8 @@ class Fit:
             self._correlation.begin_epoch()
         if self._correlation is not None:
             self._correlation.begin_batch()
+        elif self._rewiring is not None:
+            self._rewiring.begin_batch(batch_idx, self.machine.epochs, self.machine.base_epochs)
 
     def begin_backward(self, loss: torch.Tensor) -> None:
         """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no mistake."""
@@ -199,6 +211,8 @@ class Fit:
             self._correlation.end_batch(trainer)
             return
         self._loss.add(outputs)
+        if self._rewiring is not None:
+            self._rewiring.end_batch()
         if self._uses is not None:
             self._uses.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
@@ -260,8 +274,9 @@ class Fit:
         self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision, whole_epoch: bool
     ) -> None:
         self._record(trainer, decision.reason)
-        with changing(trainer, self._network):
-            self._restore_best(trainer, module)
+        if self.machine.goes_back:
+            with changing(trainer, self._network):
+                self._restore_best(trainer, module)
         self._commit()
         self._start_candidates(trainer, whole_epoch=whole_epoch)
         pool = self._settings.phase["pool"]
@@ -301,11 +316,14 @@ class Fit:
                 unwrap(trainer)
                 self._restore_best(trainer, module)
                 used = self._layers_to_grow(trainer)
-                network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
+                if decision.kind == "grow":
+                    network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
         self._tell_unused(trainer, set(network.targets) - set(used))
         wrap(trainer)
         self._commit()
+        if self._rewiring is not None:
+            self._rewiring.begin_phase()
         if self._settings.restart:
             assert self._initial is not None
             optimizers.forget(trainer.optimizers)
@@ -430,6 +448,9 @@ class Fit:
             used=used if self._used is None else sorted(self._used.names),
             monitor=self._settings.monitor if resumed is None else resumed.monitor,
             mode=self._settings.mode if resumed is None else resumed.mode,
+            rewiring=(None if resumed is None else resumed.rewiring)
+            if self._rewiring is None
+            else self._rewiring.state_dict(),
             mirrors=(resumed.mirrors if resumed is not None else {}) if self.network is None else self.network.mirrors,
         ).to_dict()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pl_dendrites.core.activations import ACTIVATIONS
-from pl_dendrites.core.checks import check, check_at_least, check_one_of
+from pl_dendrites.core.checks import check, check_at_least
 from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.cost import parameter_count
 from pl_dendrites.core.fields.choose import choose_units
@@ -19,6 +19,7 @@ from pl_dendrites.core.fields.draw import along_errors, clustered, drawn_weights
 from pl_dendrites.core.fields.product import field_product
 from pl_dendrites.core.fields.rewire import Gains, forget
 from pl_dendrites.core.fields.sample import ErrorSample
+from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.growth.error_watch import ErrorWatch
 from pl_dendrites.core.growth.hooks import hang, know_neurons
 from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
@@ -38,7 +39,7 @@ class UnitSet:
 
     Attributes:
         units: how many; ``None``: what :meth:`SharedNetwork.set_next` says of parameters.
-        field: inputs that each sees; all, where there are no more.
+        field: inputs that each sees, a number or a share; all, where there are no more.
         clustered: share of the candidates whose field is an input and those that vary with it; that of the others are
             the inputs that correlate most with a direction of the error.
         feeds: outputs that each feeds; ``None``: all.
@@ -50,20 +51,19 @@ class UnitSet:
     """
 
     units: int | None = None
-    field: int = 32
+    field: int | float = 32
     clustered: float = 1.0
     feeds: int | None = None
     activation: str = "gelu"
     live: bool = True
 
     def __post_init__(self) -> None:
-        check_at_least("field", self.field, 1)
+        check_form(self.activation, self.field)
         for name in ("units", "feeds"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)
         number = isinstance(self.clustered, int | float) and not isinstance(self.clustered, bool)
         check("clustered", number and 0 <= self.clustered <= 1, "a share from 0 to 1", self.clustered)
-        check_one_of("activation", self.activation, ACTIVATIONS)
 
 
 def attach_shared(model: nn.Module, around: Sequence[str] = ("",)) -> SharedNetwork:
@@ -140,7 +140,7 @@ class SharedNetwork(DendriticNetwork):
         self,
         wanted: UnitSet | None = None,
         *,
-        max_parameters: int | None = None,
+        max_parameters: int | float | None = None,
         sets: int = 1,
         samples: int = 4096,
     ) -> None:
@@ -149,7 +149,8 @@ class SharedNetwork(DendriticNetwork):
         Args:
             wanted: what they are like.
             max_parameters: where the set itself does not say how many units it has: most parameters of the model, its
-                own included. Without, the first set has 16 units, and each later one as many as there are.
+                own included, or as many times its own. Without, the first set has 16 units, and each later one as many
+                as there are.
             sets: how many sets share these parameters, those that are there included.
             samples: of inputs and errors that a set is found from.
 
@@ -158,12 +159,12 @@ class SharedNetwork(DendriticNetwork):
         """
         for name, value in (("sets", sets), ("samples", samples)):
             check_at_least(name, value, 1)
-        if max_parameters is not None:
-            check_at_least("max_parameters", max_parameters, 1)
-            there = parameter_count(self.model)
-            allowed = f"more than the {there} parameters that the model has"
-            check("max_parameters", max_parameters > there, allowed, max_parameters)
-        self._wanted, self._max_parameters = wanted or UnitSet(), max_parameters
+        most: int | float | None = max_parameters
+        if most is not None:
+            own = parameter_count(self.model) - sum(parameter_count(block) for _, block in self.blocks)
+            most = round(most * own) if isinstance(most, float) else most
+            check("max_parameters", most > own, f"more than the {own} parameters that the model has", max_parameters)
+        self._wanted, self._max_parameters = wanted or UnitSet(), most
         self._sets, self._samples = sets, samples
 
     @property
@@ -244,7 +245,8 @@ class SharedNetwork(DendriticNetwork):
     def _form(self, name: str, sample: ErrorSample) -> SharedForm:
         wanted, inputs, outputs = self._wanted, sample.inputs.shape[1], sample.errors.shape[1]
         feeds = None if wanted.feeds is None or wanted.feeds >= outputs else wanted.feeds
-        field, there = min(wanted.field, inputs), sum(block.form.units for block in self.layers[name].shared)
+        size = wanted.field if isinstance(wanted.field, int) else max(1, round(wanted.field * inputs))
+        field, there = min(size, inputs), sum(block.form.units for block in self.layers[name].shared)
         form = SharedForm(1, inputs, outputs, field, feeds, wanted.activation, wanted.live)
         units = wanted.units or there or _FIRST_UNITS
         if wanted.units is None and self._max_parameters is not None:
@@ -366,7 +368,8 @@ class SharedNetwork(DendriticNetwork):
             inputs = {block.form.inputs for own, block in self.blocks if own == name}
             if inputs and inputs != {value.numel()}:
                 raise ValueError(f"fields of '{name}' have {inputs} inputs, and what moves them knows {value.numel()}")
-        self.deviation = dict(state["deviation"])
+        there = {name: block.field.device for name, block in self.blocks}
+        self.deviation = {name: value.to(there.get(name, value.device)) for name, value in state["deviation"].items()}
         if state["gains"]:
             self.look()
             for own, saved in zip(self.gains(), state["gains"], strict=True):

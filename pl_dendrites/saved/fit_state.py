@@ -39,6 +39,7 @@ class FitState:
         monitor: the metric that decides; older states are without.
         mode: whether a good score is small or large; older states are without.
         mirrors: name of each module that grows with another, and of that.
+        rewiring: of the :class:`~pl_dendrites.training.rewiring.Rewiring`, where there are shared dendrites.
 
     Example:
         >>> FitState.from_dict({"format": 2})
@@ -60,6 +61,7 @@ class FitState:
     monitor: str | None = None
     mode: str | None = None
     mirrors: dict[str, str] = field(default_factory=dict)
+    rewiring: dict[str, Any] | None = None
 
     @property
     def metric(self) -> tuple[str, str] | None:
@@ -247,12 +249,19 @@ _CORRELATION = _entries(
     optimizer=_held(_optimizer),
     trainable=_each(_list, _text),
 )
+_REWIRING = _entries(
+    batches=_whole(0),
+    looks_since=_whole(-1),
+    deviation=_held(_each(_mapping, _tensor)),
+    gains=_held(_each(_list, _tensor)),
+)
 _STATE = _entries(
     {
         "running": _maybe(_RECORD),
         "monitor": _text,
         "mode": _one_of("min", "max"),
         "mirrors": _each(_mapping, _text),
+        "rewiring": _maybe(_REWIRING),
     },
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),

@@ -99,7 +99,7 @@ class CorrelationPhase:
             self._own_gradients = OwnGradients(trainer.lightning_module, thaw, needed)
         self._processes = Processes(trainer)
         self._joint: JointLearning | None = None
-        if self._processes.count > 1:
+        if self._processes.count > 1 and network.candidates:
             pools, all_of_them = network.candidates.values(), self._processes
             self._joint = JointLearning(pools, all_of_them.add_up, all_of_them.count, all_of_them.gather)
             if resumed is not None:
@@ -118,7 +118,8 @@ class CorrelationPhase:
         ]
         self._half = [(half, single) for half, single in zip(parameters, stepped, strict=True) if half is not single]
         self._single = stepped
-        self._optimizer = self._make_optimizer(stepped)
+        # Shared dendrites are found in samples, and nothing of them learns here.
+        self._optimizer = self._make_optimizer(stepped or [nn.Parameter(torch.zeros(0))])
 
     def _resume(self, state: Mapping[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
