@@ -27,6 +27,7 @@ from pl_dendrites.core.keys import count_in, entries_by_layer
 from pl_dendrites.core.kinds import LayerKind, inputs_of, kind_of, narrowed
 from pl_dendrites.core.shared_structure import Misfit, is_shared, read_shared
 from pl_dendrites.core.targets import reasons_against, why_not_around
+from pl_dendrites.core.tensors import INTEGERS
 
 __all__ = ["LayerStructure", "apply_structure", "grow_on_load", "read_structure", "stop_growing_on_load", "taken_whole"]
 
@@ -289,7 +290,7 @@ def _check_nodes(kind: LayerKind, layer: nn.Module, values: Mapping[str, Any], c
 
 def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:
     value = values[part]
-    if value.dtype != torch.int64:
+    if value.dtype not in INTEGERS:
         raise Misfit(f"{part} must hold integers, got {value.dtype}")
     if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < bound):
         raise Misfit(f"{part} must hold integers below {bound}, got {int(value.min())} to {int(value.max())}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 __all__ = [
+    "INTEGERS",
     "below_transforms",
     "flat_nested",
     "is_transformed",
@@ -24,6 +25,9 @@ __all__ = [
     "per_neuron",
     "unstack_nodes",
 ]
+
+# What a file may hold numbers of inputs and neurons in. Booleans are none, and of the rest PyTorch takes no extremes.
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def is_transformed() -> bool:
