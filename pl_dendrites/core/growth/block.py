@@ -15,7 +15,7 @@ from pl_dendrites.core.checks import check, check_one_of
 from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
 from pl_dendrites.core.tensors import INTEGERS, local, per_neuron
 
-__all__ = ["Block", "Form", "cascade", "check_form"]
+__all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Block(nn.Module):
         self.register_buffer("neurons", neurons)
         code = [list(ACTIVATIONS).index(form.activation), int(form.live)]
         self.register_buffer("code", torch.tensor(code, device=device))
-        self.register_load_state_dict_pre_hook(_as_integers_at_work)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(as_integers_at_work)  # type: ignore[no-untyped-call]
         self.resize(layer, form.count)
 
     @property
@@ -212,8 +212,11 @@ class Block(nn.Module):
         return [*self.weights, *(parameter for parameter in inner if parameter.numel())]
 
 
-def _as_integers_at_work(block: Block, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    # A file may hold them in fewer bits, or in more. With `assign=True` PyTorch takes them as they are.
+def as_integers_at_work(block: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A pre-hook of blocks for loading: a file may hold integers in fewer bits, or in more.
+
+    With ``assign=True`` PyTorch would take them as they are.
+    """
     for name, own in block.named_buffers():
         given = state_dict.get(f"{prefix}{name}")
         if isinstance(given, Tensor) and {own.dtype, given.dtype} <= {*INTEGERS} and given.numel() == own.numel():
