@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pl_dendrites.core import DendriticNetwork, attach, detach, grow_on_load, restore_structure, select_targets
+from pl_dendrites.core import (
+    DendriticNetwork,
+    attach,
+    dendrites_state_dict,
+    detach,
+    grow_on_load,
+    load_dendrites,
+    restore_structure,
+    select_targets,
+)
 
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
@@ -18,8 +27,10 @@ __all__ = [
     "DendriticNetwork",
     "attach",
     "compare",
+    "dendrites_state_dict",
     "detach",
     "grow_on_load",
+    "load_dendrites",
     "load_from_checkpoint",
     "restore_structure",
     "select_targets",

@@ -5,6 +5,7 @@
 - ``targets`` says which layers can have them.
 - ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
 - ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.
+- ``adapter`` takes dendrites alone out of a model, and puts them onto another.
 - ``candidate_state`` looks at what a state says of candidates, and ``claims`` at what any says of sizes.
 - ``phases`` decides when to grow, and ``cost`` knows what growth costs.
 
@@ -17,6 +18,7 @@ files of this folder, then ``growth``, then ``rule`` and ``fields``, then ``kind
 """
 
 from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.adapter import dendrites_state_dict, load_dendrites
 from pl_dendrites.core.attach import attach, detach, restore_structure
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
@@ -42,8 +44,10 @@ __all__ = [
     "UnitSet",
     "attach",
     "attach_shared",
+    "dendrites_state_dict",
     "detach",
     "grow_on_load",
+    "load_dendrites",
     "restore_structure",
     "select_targets",
 ]

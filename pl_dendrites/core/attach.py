@@ -13,7 +13,7 @@ from pl_dendrites.core.network import DendriticNetwork, hosts
 from pl_dendrites.core.structure import apply_structure, stop_growing_on_load
 from pl_dendrites.core.targets import Predicate
 
-__all__ = ["attach", "detach", "restore_structure"]
+__all__ = ["attach", "detach", "network_of", "restore_structure"]
 
 
 def attach(
@@ -118,5 +118,19 @@ def restore_structure(
         <All keys matched successfully>
     """
     apply_structure(model, state_dict, "")
+    return network_of(model, mirrors)
+
+
+def network_of(model: nn.Module, mirrors: Mapping[str, str] | None = None) -> DendriticNetwork | None:
+    """The network of a model that has dendrites already; ``None`` if it has no private ones.
+
+    Args:
+        model: an attached model, or any other.
+        mirrors: as of :func:`attach`.
+
+    Example:
+        >>> network_of(attach(nn.Linear(2, 2)).model).num_dendrites, network_of(nn.Linear(2, 2))
+        (0, None)
+    """
     names = [name for name, layer in hosts(model).items() if not dendrites_of(layer).shared]
     return DendriticNetwork(model, names, mirrors=mirrors) if names else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from pl_dendrites.core.claims import check_claims, shape_of
@@ -13,6 +12,7 @@ from pl_dendrites.core.growth.hooks import dendrites_of
 from pl_dendrites.core.kinds import inputs_of, narrowed
 from pl_dendrites.core.rule.common_scale import CommonScale
 from pl_dendrites.core.rule.moments import Moments
+from pl_dendrites.core.tensors import INTEGERS
 
 __all__ = ["check_candidates"]
 
@@ -97,5 +97,5 @@ def _check_values(who: str, layer: nn.Module, values: Mapping[str, Any]) -> None
     there, inputs = inputs_of(layer), values.get("nodes.inputs")
     if inputs is None:
         return
-    if inputs.dtype != torch.int64 or (inputs.numel() and not 0 <= int(inputs.min()) <= int(inputs.max()) < there):
+    if inputs.dtype not in INTEGERS or (inputs.numel() and not 0 <= int(inputs.min()) <= int(inputs.max()) < there):
         raise ValueError(f"{who} see others than its {there} inputs")

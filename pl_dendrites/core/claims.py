@@ -46,8 +46,9 @@ class Claims:
         needed = 0
         for tensor in (local(value) for value in values if not isinstance(shape_of(value), str)):
             storage = tensor.untyped_storage()
-            self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
-            self._seen.add(storage.data_ptr())
+            if storage.nbytes() and storage.data_ptr() not in self._seen:  # without bytes it may lie where another does
+                self._spare += storage.nbytes()
+                self._seen.add(storage.data_ptr())
             needed += math.prod(tensor.shape) * tensor.element_size()  # which may be beyond what PyTorch can count
         if needed > self._spare:
             pronoun = "it" if what == "it" else "them"

@@ -3,6 +3,7 @@
 Each block of a layer's dendrites has the entries ``<layer>.dendrites.<block>.nodes.*``, ``.links``, ``.weights.0`` ...
 ``.weights.<k - 1>`` and ``.code``, and ``.neurons`` if only some neurons have its dendrites. A block of shared
 dendrites has ``.field``, ``.weight``, ``.bias``, ``.out`` and ``.code``, and ``.feeds`` if each feeds some outputs.
+What holds dendrites alone has one entry more, which counts all others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["DendriteKey", "count_in", "entries_by_layer", "is_constant_key", "is_dendrite_key", "parse", "plain_name"]
+__all__ = [
+    "ENTRIES",
+    "DendriteKey",
+    "count_in",
+    "entries_by_layer",
+    "is_constant_key",
+    "is_dendrite_key",
+    "parse",
+    "plain_name",
+]
+
+ENTRIES = "pl_dendrites.entries"
 
 _KEY = re.compile(
     r"(?:(?P<layer>.+)\.)?dendrites\.(?P<block>\d+)\."

@@ -10,10 +10,9 @@ import torch
 from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.shared_block import SharedForm
+from pl_dendrites.core.tensors import alike
 
 __all__ = ["Misfit", "is_shared", "read_shared"]
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 class Misfit(Exception):
@@ -58,7 +57,7 @@ def read_shared(values: Mapping[str, Any], outputs: int | None = None) -> Shared
         if shape_of(values[part]) != expected:
             raise Misfit(f"{part} must have the shape {expected}, got {shape_of(values[part])}")
         floating = part in ("weight", "bias", "out")
-        if values[part].is_floating_point() != floating:
+        if not alike(torch.float32 if floating else torch.int64, values[part].dtype):
             raise Misfit(f"{part} must be {'floating point' if floating else 'integers'}, got {values[part].dtype}")
     Claims().take(values.values(), "its dendrites")
     activation, live, inputs, size = values["code"].tolist()
@@ -85,8 +84,6 @@ def _matrix(values: Mapping[str, Any], part: str) -> tuple[int, int]:
 
 def _check_places(values: Mapping[str, Any], part: str, bound: int) -> None:
     places = values[part]
-    if places.dtype not in _INTEGERS:
-        raise Misfit(f"{part} must hold integers, got {places.dtype}")
     if int(places.min()) < 0 or int(places.max()) >= bound:
         raise Misfit(f"{part} must hold integers below {bound}, got {int(places.min())} to {int(places.max())}")
     if not bool((places.sort(1).values.diff() > 0).all()):

@@ -27,8 +27,17 @@ from pl_dendrites.core.keys import count_in, entries_by_layer
 from pl_dendrites.core.kinds import LayerKind, inputs_of, kind_of, narrowed
 from pl_dendrites.core.shared_structure import Misfit, is_shared, read_shared
 from pl_dendrites.core.targets import reasons_against, why_not_around
+from pl_dendrites.core.tensors import alike
 
-__all__ = ["LayerStructure", "apply_structure", "grow_on_load", "read_structure", "stop_growing_on_load", "taken_whole"]
+__all__ = [
+    "LayerStructure",
+    "apply_structure",
+    "grow_on_load",
+    "read_structure",
+    "reshape_layers",
+    "stop_growing_on_load",
+    "taken_whole",
+]
 
 _WHOLE = ContextVar("pl_dendrites_whole", default=False)
 
@@ -129,7 +138,18 @@ def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str
 
     Arguments are those of :func:`read_structure`.
     """
-    structure = read_structure(model, state_dict, prefix, whole=whole)
+    reshape_layers(model, read_structure(model, state_dict, prefix, whole=whole))
+
+
+def reshape_layers(model: nn.Module, structure: Mapping[str, LayerStructure]) -> None:
+    """Give layers of a model the dendrites that :func:`read_structure` found, by the layers' names.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2))
+        >>> reshape_layers(model, {"0": LayerStructure((Form(2),), 2)})
+        >>> model[0].dendrites.count
+        2
+    """
     for name, wanted in structure.items():
         layer = model.get_submodule(name)
         if not isinstance(getattr(layer, "dendrites", None), Dendrites):
@@ -265,8 +285,9 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
     for part, wanted in entries.items():
         if shape_of(values[part]) != tuple(wanted.shape):
             raise Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {shape_of(values[part])}")
-        if wanted.is_floating_point() and not values[part].is_floating_point():
-            raise Misfit(f"{part} must be floating point, got {values[part].dtype}")
+        if not alike(wanted.dtype, values[part].dtype):
+            must = "be floating point" if wanted.is_floating_point() else "hold integers"
+            raise Misfit(f"{part} must {must}, got {values[part].dtype}")
     # By themselves: whoever looks at all numbers takes as long as they claim to be. All layers together come later.
     Claims().take(values.values(), "its dendrites")
     activation, live = _numbers(values, "code", len(ACTIVATIONS))
@@ -289,8 +310,6 @@ def _check_nodes(kind: LayerKind, layer: nn.Module, values: Mapping[str, Any], c
 
 def _numbers(values: Mapping[str, Any], part: str, bound: int) -> list[int]:
     value = values[part]
-    if value.dtype != torch.int64:
-        raise Misfit(f"{part} must hold integers, got {value.dtype}")
     if value.numel() and not (int(value.min()) >= 0 and int(value.max()) < bound):
         raise Misfit(f"{part} must hold integers below {bound}, got {int(value.min())} to {int(value.max())}")
     numbers: list[int] = value.flatten().tolist() if value.ndim == 1 else []

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 __all__ = [
+    "INTEGERS",
+    "alike",
     "below_transforms",
     "flat_nested",
     "is_transformed",
@@ -24,6 +26,24 @@ __all__ = [
     "per_neuron",
     "unstack_nodes",
 ]
+
+# What a file may hold numbers of inputs and neurons in. Booleans are none, and of the rest PyTorch takes no extremes.
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# What weights may be in; PyTorch copies no smaller floats.
+FLOATS = (
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+
+
+def alike(one: torch.dtype, other: torch.dtype) -> bool:
+    """Whether tensors of one type can be copied into those of another without becoming something else.
+
+    Example:
+        >>> alike(torch.bfloat16, torch.float32), alike(torch.int64, torch.uint8), alike(torch.float32, torch.int64)
+        (True, True, False)
+    """
+    return one == other or {one, other} <= {*INTEGERS} or {one, other} <= {*FLOATS}
 
 
 def is_transformed() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +15,16 @@ from pl_dendrites.core.kinds.bags import weighted_sums
 from tests.core.helpers import randomise
 
 
-def made(n: int = 5, samples: int = 4, bags: int = 3, size: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    rows = torch.stack([torch.randperm(n)[:size] for _ in range(bags)])
+def made(
+    n: int = 5, samples: int = 4, bags: int = 3, size: int = 2, dtype: torch.dtype = torch.int32
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = torch.stack([torch.randperm(n)[:size] for _ in range(bags)]).to(dtype)
     table = torch.randn(samples, n, dtype=torch.float64).T.requires_grad_()
     return table, torch.randn(bags, size, dtype=torch.float64, requires_grad=True), rows
 
 
-@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (1, 1, 1, 1), (6, 3, 2, 6), (5, 0, 3, 2)])
-def test_they_are_the_sums_and_so_are_all_derivatives(shape: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (1, 1, 1, 1), (6, 3, 2, 6), (5, 0, 3, 2), (5, 4, 3, 2, torch.int64)])
+def test_they_are_the_sums_and_so_are_all_derivatives(shape: tuple[Any, ...]) -> None:
     table, weight, rows = made(*shape)
     torch.testing.assert_close(
         weighted_sums(table, weight, rows), (table[rows] * weight.unsqueeze(-1)).sum(1), check_stride=False
@@ -58,7 +61,7 @@ def grown(fan_in: int | None) -> nn.Module:
         for name in ("0", "2"):
             nodes = sparse.get_submodule(f"{name}.dendrites.0.nodes")
             dense = torch.zeros(len(nodes.bias), model.get_submodule(name).in_features, dtype=torch.float64)
-            own[f"{name}.dendrites.0.nodes.weight"] = dense.scatter(1, nodes.inputs, nodes.weight.detach())
+            own[f"{name}.dendrites.0.nodes.weight"] = dense.scatter(1, nodes.inputs.long(), nodes.weight.detach())
             own[f"{name}.dendrites.0.nodes.bias"] = nodes.bias.detach()
         model.load_state_dict(own)
     return model

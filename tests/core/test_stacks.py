@@ -261,6 +261,23 @@ def test_every_mixture_is_saved_loaded_copied_and_taken_off(forms: list[Form]) -
     fresh.load_state_dict(plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.uint8], ids=str)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 3), lambda: nn.Conv1d(5, 3, 2)], ids=["linear", "convolution"])
+def test_inputs_and_neurons_of_any_integers_are_loaded_as_those_of_today(
+    make: Callable[[], nn.Module], dtype: torch.dtype
+) -> None:
+    """Older files have the inputs in 64 bits, and files of dendrites alone have them in as few as they take."""
+    layer, x = make_layer(make, MIXTURES["some neurons"]), random_input((2, 5, 5))
+    numbers = [key for key, value in layer.state_dict().items() if not value.is_floating_point()]
+    state = {key: value.to(dtype) if key in numbers else value for key, value in layer.state_dict().items()}
+    for assign in (False, True):
+        fresh = make().double()
+        restore_structure(fresh, state)
+        fresh.load_state_dict(state, assign=assign)
+        assert torch.equal(fresh(x), layer(x))
+        assert {fresh.state_dict()[key].dtype for key in numbers if key.endswith("inputs")} == {torch.int32}
+
+
 def test_a_set_joins_those_that_are_like_it_and_leaves_others_alone() -> None:
     layer = nn.Linear(6, 3)
     network = attach(layer)

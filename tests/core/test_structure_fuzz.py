@@ -407,6 +407,24 @@ def test_weights_that_are_views_of_one_large_buffer_are_as_good_as_others() -> N
     assert all(torch.equal(value, source[key]) for key, value in fresh.state_dict().items())
 
 
+def test_a_tensor_of_no_bytes_shares_with_nobody() -> None:
+    """In a file that is mapped it lies where the next one begins: the links of a layer's first dendrite do."""
+    grown, fresh = nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3))
+    attach(grown).grow(["0"])
+    state = grown.state_dict()
+    file = torch.cat([value.flatten().view(torch.uint8) for value in state.values()]).untyped_storage()
+    mapped, start = {}, 0
+    for key, value in state.items():
+        part = torch.empty(0, dtype=value.dtype)
+        part.set_(file[start : start + value.nbytes], 0, value.shape, value.stride())
+        mapped[key], start = part, start + value.nbytes
+    empty = mapped["0.dendrites.0.links"].untyped_storage().data_ptr()
+    assert [value.untyped_storage().data_ptr() for value in mapped.values()].count(empty) == 2
+    restore_structure(fresh, mapped)
+    fresh.load_state_dict(mapped)
+    assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("layer", "says"),
     [

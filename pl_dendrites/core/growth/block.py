@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.checks import check, check_one_of
 from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
-from pl_dendrites.core.tensors import local, per_neuron
+from pl_dendrites.core.tensors import INTEGERS, local, per_neuron
 
-__all__ = ["Block", "Form", "cascade", "check_form"]
+__all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Block(nn.Module):
         self.register_buffer("neurons", neurons)
         code = [list(ACTIVATIONS).index(form.activation), int(form.live)]
         self.register_buffer("code", torch.tensor(code, device=device))
+        self.register_load_state_dict_pre_hook(as_integers_at_work)  # type: ignore[no-untyped-call]
         self.resize(layer, form.count)
 
     @property
@@ -209,6 +210,17 @@ class Block(nn.Module):
         """What a base phase trains: the output weights, and of live dendrites all else."""
         inner = [*self.nodes.parameters(), self.links] if self.live else []
         return [*self.weights, *(parameter for parameter in inner if parameter.numel())]
+
+
+def as_integers_at_work(block: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A pre-hook of blocks for loading: a file may hold integers in fewer bits, or in more.
+
+    With ``assign=True`` PyTorch would take them as they are.
+    """
+    for name, own in block.named_buffers():
+        given = state_dict.get(f"{prefix}{name}")
+        if isinstance(given, Tensor) and {own.dtype, given.dtype} <= {*INTEGERS} and given.numel() == own.numel():
+            state_dict[f"{prefix}{name}"] = given.to(own.dtype)
 
 
 def cascade(

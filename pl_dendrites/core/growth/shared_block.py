@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.fields.product import field_product, spread_out
 from pl_dendrites.core.fields.rewire import Gains, exchange
+from pl_dendrites.core.growth.block import as_integers_at_work
 from pl_dendrites.core.kinds import Inputs, LayerKind, weight_of
 from pl_dendrites.core.tensors import local
 
@@ -124,6 +125,7 @@ class SharedBlock(nn.Module):
         self.register_buffer("feeds", None if form.feeds is None else _first(form.units, form.feeds, place["device"]))
         code = [list(ACTIVATIONS).index(form.activation), int(form.live), form.inputs, form.outputs]
         self.register_buffer("code", torch.tensor(code, device=place["device"]))
+        self.register_load_state_dict_pre_hook(as_integers_at_work)  # type: ignore[no-untyped-call]
         self.gains: Gains | None = None
 
     def can_take(self, form: object, below: int) -> bool:
@@ -257,4 +259,4 @@ class SharedBlock(nn.Module):
 
 
 def _first(rows: int, count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, device=device).repeat(rows, 1)
+    return torch.arange(count, dtype=torch.int32, device=device).repeat(rows, 1)

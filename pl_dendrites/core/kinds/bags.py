@@ -28,7 +28,7 @@ def weighted_sums(table: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     Args:
         table: shape ``(n, S)``.
         weight: shape ``(N, m)``, of the type of the table.
-        rows: shape ``(N, m)``, which rows each bag sums.
+        rows: shape ``(N, m)``, integers of 32 or 64 bits: which rows each bag sums.
 
     Returns:
         Shape ``(N, S)``.
@@ -64,7 +64,7 @@ def _spread(upstream: Tensor, weight: Tensor, rows: Tensor, size: int) -> Tensor
 
 def _products(upstream: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     bags, _, _ = _layout(rows)
-    offsets = torch.arange(0, rows.numel(), rows.shape[1], device=rows.device)
+    offsets = torch.arange(0, rows.numel(), rows.shape[1], dtype=rows.dtype, device=rows.device)
     products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         upstream.contiguous(), table.contiguous(), rows.flatten(), offsets, bags, 0, -1
     )
@@ -73,8 +73,8 @@ def _products(upstream: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
 def _layout(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count, size = rows.shape
-    bags = torch.arange(count, device=rows.device).repeat_interleave(size)
-    return bags, torch.full((count,), size, device=rows.device), rows.new_empty(0)
+    bags = torch.arange(count, dtype=rows.dtype, device=rows.device).repeat_interleave(size)
+    return bags, rows.new_full((count,), size), rows.new_empty(0)
 
 
 class _Sums(torch.autograd.Function):

@@ -33,7 +33,7 @@ class SparseLinear(nn.Module):
 
     def __init__(self, nodes: int, fan_in: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        self.register_buffer("inputs", torch.zeros(nodes, fan_in, dtype=torch.int64, device=device))
+        self.register_buffer("inputs", torch.zeros(nodes, fan_in, dtype=torch.int32, device=device))
         self.weight = nn.Parameter(torch.empty(nodes, fan_in, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(nodes, device=device, dtype=dtype))
 
@@ -69,7 +69,7 @@ class SparseConv(nn.Module):
 
     def __init__(self, layer: nn.Module, nodes: int, fan_in: int, device: torch.device) -> None:
         super().__init__()
-        self.register_buffer("inputs", torch.zeros(nodes, fan_in, dtype=torch.int64, device=device))
+        self.register_buffer("inputs", torch.zeros(nodes, fan_in, dtype=torch.int32, device=device))
         self.layer = like(layer, nodes * fan_in, nodes, nodes, device)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
