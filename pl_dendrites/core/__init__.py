@@ -3,9 +3,9 @@
 ``attach`` gives dendrites to a model and takes them away, ``network`` is what one then works with. ``targets`` says
 which layers can have them, ``structure`` reads off a state_dict which ones a model must have, ``candidate_state`` looks
 at what a state says of candidates, ``claims`` at what either says of sizes, ``mirrors`` finds what grows with what it
-copies, ``mirrored`` has it do so, ``phases`` decides when to grow, and ``cost`` what growth costs. Below are three rooms, each with a page of its
-own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn) and ``kinds`` (a kind of layer each).
-``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
+copies, ``mirrored`` has it do so, ``phases`` decides when to grow, and ``cost`` what growth costs. Below are three
+rooms, each with a page of its own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn) and ``kinds``
+(a kind of layer each). ``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
 
 It imports torch and the standard library alone, and nothing from the rest of the package. Imports run one way: the
 files of this folder, then ``growth``, then ``rule``, then ``kinds``, then the leaves.

@@ -66,9 +66,7 @@ def adopt_parameters(
                 group["param_names"].append(f"dendrites.{len(group['params']) - 1}")
 
 
-def trained(
-    optimizers: Iterable[Optimizer], network: DendriticNetwork
-) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+def trained(optimizers: Iterable[Optimizer], network: DendriticNetwork) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
     """What optimizers are to hold of a network's dendrites, each with the weight of its layer.
 
     Of mirrors that is what belongs to a layer that they hold.
