@@ -11,8 +11,11 @@ TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
 THIRD_PARTY_STAMP := $(VENV)/.installed-third-party
+# Another environment: Lightning cannot be imported beside a torchvision that does not fit torch.
+BYOL_VENV := .venv-byol
+BYOL_STAMP := $(BYOL_VENV)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -24,6 +27,7 @@ help:
 	@echo "make test-gpu     run the tests that need a GPU"
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
+	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -53,6 +57,9 @@ test-browser: $(BROWSER_STAMP)
 test-third-party: $(THIRD_PARTY_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party -m slow -rs
 
+test-byol: $(BYOL_STAMP)
+	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs
+
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -62,7 +69,7 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_STAMP):
@@ -87,6 +94,15 @@ $(BROWSER_STAMP): $(TEST_STAMP)
 
 $(THIRD_PARTY_STAMP): $(TEST_STAMP)
 	$(INSTALL) ".[third-party]"
+	@touch $@
+
+# PyPI's torchvision is built for a torch with CUDA. Beside one without, an older one loads, whose Python is all that
+# lightly's BYOL needs.
+$(BYOL_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BYOL_VENV)
+	$(BYOL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,lightly]"
+	$(BYOL_VENV)/bin/python -c "import torchvision" 2>/dev/null || \
+	  $(BYOL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.16.2"
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

@@ -89,10 +89,12 @@ def test_the_config_on_a_page(page: str, monitor: str) -> None:
 @pytest.mark.parametrize("name", ["pl_dendrites.DendriteCallback", "DendriteCallback"])
 def test_by_class_path_and_by_short_name(name: str) -> None:
     arguments = [f"--trainer.callbacks+={name}", "--trainer.callbacks.monitor=val_acc", "--trainer.callbacks.mode=max"]
+    arguments += ["--trainer.callbacks.mirrors={target_net: net}"]
     cli = LightningCLI(Classifier, Data, args=arguments, run=False)
     dendrites = dendrites_of(cli.trainer)
     assert type(dendrites) is DendriteCallback
     assert (dendrites.monitor, dendrites.mode) == ("val_acc", "max")
+    assert dendrites._settings.mirrors == {"target_net": "net"}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,8 @@ def test_by_class_path_and_by_short_name(name: str) -> None:
         ("mode", "maximum", r"Expected a typing.Literal\['min', 'max'\]"),
         ("patience", "soon", r"Expected a <class 'int'>"),
         ("patience", "0", r"`patience` must be an integer of at least 1, got 0"),
+        ("mirrors", "{net: net}", r"`mirrors`: 'net' cannot mirror 'net'"),
+        ("mirrors", "[target_net]", r"Expected a .*Mapping"),
         ("optimizer.class_path", "torch.optim.Adm", r"torch.optim.Adm"),
     ],
 )

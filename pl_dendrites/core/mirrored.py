@@ -77,12 +77,6 @@ class MirroredLayers:
             for parameter in _trained(layer, dendrites_of(layer)):
                 yield parameter, max(own_parameters(layer).values(), key=Tensor.dim, default=parameter)
 
-    def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """The other parameters of their dendrites."""
-        for layer, _ in self._pairs.values():
-            trained = {id(parameter) for parameter in _trained(layer, dendrites_of(layer))}
-            yield from (parameter for parameter in dendrites_of(layer).parameters() if id(parameter) not in trained)
-
 
 def _trained(layer: nn.Module, dendrites: Dendrites) -> list[nn.Parameter]:
     trainable = any(parameter.requires_grad for parameter in own_parameters(layer).values())

@@ -77,12 +77,12 @@ def named_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> dict[str, str
         ValueError: if the model has no such module, or one that does not fit what it is to mirror.
 
     Example:
-        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "target": nn.Linear(2, 3), "head": nn.Linear(3, 3)})
+        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "target": nn.Linear(2, 3), "top": nn.Linear(9, 3)})
         >>> named_mirrors(model, {"target": "net"})
         {'target': 'net'}
-        >>> named_mirrors(model, {"head": "net"})
+        >>> named_mirrors(model, {"top": "net"})
         Traceback (most recent call last):
-        ValueError: `mirrors`: 'head' cannot mirror 'net': 'weight' is (3, 3) in it and (3, 2) there. What can: ['target']
+        ValueError: `mirrors`: 'top' cannot mirror 'net': 'weight' is (3, 9) in it and (3, 2) there. These fit: ['target']
     """
     check_mirrors(mirrors)
     modules = _modules(model)
@@ -95,7 +95,7 @@ def named_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> dict[str, str
         if difference:
             able = [other for other in modules if not _overlap(other, source)]
             able = [other for other in able if not _difference(modules[other], modules[source])]
-            raise ValueError(f"`mirrors`: {name!r} cannot mirror {source!r}: {difference}. What can: {able}")
+            raise ValueError(f"`mirrors`: {name!r} cannot mirror {source!r}: {difference}. These fit: {able}")
     return dict(mirrors)
 
 
@@ -111,7 +111,7 @@ def check_mirrors(mirrors: object) -> None:
         ValueError: `mirrors`: 'net' cannot mirror 'net': one is the other, or inside it
         >>> check_mirrors({"old": "new", "older": "old"})
         Traceback (most recent call last):
-        ValueError: `mirrors`: 'old' is a mirror, and so is no part of what is mirrored or of another mirror: 'old'
+        ValueError: `mirrors`: 'old' is a mirror, and so no part of another or of what is mirrored: 'old'
     """
     allowed = "names of modules, each with the name of the module that it mirrors"
     check("mirrors", isinstance(mirrors, Mapping), allowed, mirrors)
@@ -125,7 +125,7 @@ def check_mirrors(mirrors: object) -> None:
         other = next((other for other in others if _overlap(name, other)), None)
         if other is not None:
             raise ValueError(
-                f"`mirrors`: {name!r} is a mirror, and so is no part of what is mirrored or of another mirror: {other!r}"
+                f"`mirrors`: {name!r} is a mirror, and so no part of another or of what is mirrored: {other!r}"
             )
 
 

@@ -255,11 +255,10 @@ class DendriticNetwork:
         return self._mirrored.trained_parameters()
 
     def frozen_parameters(self) -> Iterator[nn.Parameter]:
-        """What is not trained of dendrites: ``V``, ``v`` and ``u`` of those that are not live; all of a still mirror's."""
+        """What dendrites have learned for good: ``V``, ``v`` and ``u`` of those that are not live."""
         for dendrites in self.layers.values():
             trained = {id(parameter) for parameter in dendrites.trained_parameters()}
             yield from (parameter for parameter in dendrites.parameters() if id(parameter) not in trained)
-        yield from self._mirrored.frozen_parameters()
 
     def candidate_parameters(self) -> list[nn.Parameter]:
         """The parameters that a correlation phase trains, for an optimizer."""

@@ -14,7 +14,10 @@ from pl_dendrites.core.phases import PhaseMachine
 __all__ = ["FitState", "parameter_names_in"]
 
 _FORMAT = 3
-_GO_ON = "Go on with those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without `ckpt_path`."
+_GO_ON = (
+    "Go on with those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without"
+    " `ckpt_path`."
+)
 
 # Takes what was found and where; raises ValueError if it cannot be.
 _Check = Callable[[Any, str], None]
