@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pl_dendrites.core import DendriticNetwork, attach, detach, grow_on_load, restore_structure, select_targets
+from pl_dendrites.core import DendriticNetwork, attach, detach, grow_on_load, growing, restore_structure, select_targets
 
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
@@ -20,6 +20,7 @@ __all__ = [
     "compare",
     "detach",
     "grow_on_load",
+    "growing",
     "load_from_checkpoint",
     "restore_structure",
     "select_targets",
