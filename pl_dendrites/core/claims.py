@@ -46,8 +46,9 @@ class Claims:
         needed = 0
         for tensor in (local(value) for value in values if not isinstance(shape_of(value), str)):
             storage = tensor.untyped_storage()
-            self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
-            self._seen.add(storage.data_ptr())
+            if storage.nbytes():  # one that holds nothing may lie where the next begins, in a file of many
+                self._spare += 0 if storage.data_ptr() in self._seen else storage.nbytes()
+                self._seen.add(storage.data_ptr())
             needed += math.prod(tensor.shape) * tensor.element_size()  # which may be beyond what PyTorch can count
         if needed > self._spare:
             pronoun = "it" if what == "it" else "them"
