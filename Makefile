@@ -12,7 +12,12 @@ BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
 THIRD_PARTY_STAMP := $(VENV)/.installed-third-party
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party lint docs clean
+# Another: 2.8 GB of libraries that bring a hundred others.
+LOADERS := .venv-loaders
+LOADERS_VENV_STAMP := $(LOADERS)/.made
+LOADERS_STAMP := $(LOADERS)/.installed
+
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-loaders lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -24,6 +29,7 @@ help:
 	@echo "make test-gpu     run the tests that need a GPU"
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
+	@echo "make test-loaders  run the tests with loaders of other libraries, which it installs into $(LOADERS)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -51,7 +57,10 @@ test-browser: $(BROWSER_STAMP)
 	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
 
 test-third-party: $(THIRD_PARTY_STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party -m slow -rs
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party/test_optimizers.py -m slow -rs
+
+test-loaders: $(LOADERS_STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
@@ -62,13 +71,13 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOADERS) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV_STAMP):
+$(VENV_STAMP) $(LOADERS_VENV_STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
 	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)
 	@touch $@
 
 $(DEMO_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
@@ -87,6 +96,12 @@ $(BROWSER_STAMP): $(TEST_STAMP)
 
 $(THIRD_PARTY_STAMP): $(TEST_STAMP)
 	$(INSTALL) ".[third-party]"
+	@touch $@
+
+$(LOADERS_STAMP): pyproject.toml constraints.txt constraints-loaders.txt $(LOADERS_VENV_STAMP)
+	@echo "Installing into $(LOADERS); this takes several minutes."
+	$(LOADERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from pl_dendrites.core.growth.hooks import attached_layers
-from pl_dendrites.core.pretrained import LOADER, grow_and_load_files
+from pl_dendrites.core.pretrained import LOADER, grow_and_load_files, warn_of_unknown
 from pl_dendrites.core.structure import grow_on_load, stop_growing_on_load
 
 __all__ = ["growing"]
@@ -37,8 +37,8 @@ def growing() -> Iterator[None]:
 
     Raises:
         ValueError: within the block, from the loader: the dendrites do not fit the model. Names the layers that differ.
-        RuntimeError: within the block, from ``from_pretrained``: a version of transformers that loads in a way which is
-            not known. Says what to do.
+        RuntimeError: within the block, from ``from_pretrained``: there are dendrites, and it loads in a way that is not
+            known, as a later version may. Says what to do.
 
     Example:
         >>> from pl_dendrites.core import attach
@@ -95,7 +95,10 @@ class _StandIns:
 
     def _meet(self, module: nn.Module, name: str, part: Any) -> None:
         # Who has a loader of this name is met when a model of it is made, wherever and whenever it was imported.
-        if not _GROWING.get() or not hasattr(type(module), LOADER):
+        if not _GROWING.get() or not hasattr(type(module), "from_pretrained"):
+            return
+        if not hasattr(type(module), LOADER):
+            warn_of_unknown(type(module))
             return
         owner = next(each for each in type(module).__mro__ if LOADER in vars(each))
         with self._lock:
@@ -118,13 +121,13 @@ def _while_growing(function: Callable[..., Any], instead: Callable[..., Any]) ->
     return stand_in
 
 
-def _grow_and_load(load: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _grow_and_load(load: Callable[..., Any], self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     # Last of all hooks: those of the model may rename what it loads.
-    before = grow_on_load(module)
-    stop_growing_on_load(module)
-    grow_on_load(module)
+    before = grow_on_load(self)
+    stop_growing_on_load(self)
+    grow_on_load(self)
     try:
-        return load(module, *args, **kwargs)
+        return load(self, *args, **kwargs)
     finally:
-        if not before and not any(attached_layers(module)):
-            stop_growing_on_load(module)
+        if not before and not any(attached_layers(self)):
+            stop_growing_on_load(self)

@@ -1,16 +1,18 @@
 """Loading as Hugging Face's transformers do: entry by entry from files, without ``load_state_dict``.
 
 ``from_pretrained`` makes a model, without memory, and hands it with the names of the files to a method of the model's
-class. Here that method is given a model which has the files' dendrites. Of the library that method's name is used, the
-names of three of its arguments, and what renames old entries; nothing is imported of it.
+class. Here that method is given a model which has the files' dendrites. Of the library this uses that method's name,
+those of four of its arguments, and what renames old entries; nothing of it is imported.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +21,14 @@ from torch import Tensor, nn
 from pl_dendrites.core.keys import is_dendrite_key, parse
 from pl_dendrites.core.structure import apply_structure, grow_on_load
 
-__all__ = ["LOADER", "grow_and_load_files"]
+__all__ = ["LOADER", "grow_and_load_files", "warn_of_unknown"]
 
 LOADER = "_load_pretrained_model"
+KNOWN = ("model", "state_dict", "checkpoint_files")
+INSTEAD = (
+    "Make the model from its configuration, read the weights (safetensors.torch.load_file), and within"
+    " `pl_dendrites.growing()` call the model's `load_state_dict`."
+)
 
 
 def grow_and_load_files(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -33,18 +40,14 @@ def grow_and_load_files(load: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         **kwargs: for it.
 
     Raises:
-        RuntimeError: if it is not called as is known here.
+        RuntimeError: if its arguments are not those that are known here, and there are dendrites among them.
         ValueError: if the dendrites do not fit the model.
     """
-    try:
-        given = inspect.signature(load).bind(*args, **kwargs).arguments
-        model, state_dict, files = given["model"], given["state_dict"], given["checkpoint_files"]
-    except (TypeError, KeyError) as error:
-        raise RuntimeError(
-            f"{load.__module__}.{load.__qualname__} loads weights in a way that pl_dendrites does not know, and would"
-            " drop dendrites. Make the model from its configuration, read the weights (safetensors.torch.load_file),"
-            " and within `pl_dendrites.growing()` call the model's `load_state_dict`."
-        ) from error
+    given = inspect.signature(load).bind(*args, **kwargs).arguments
+    if not set(KNOWN) <= set(given):
+        _refuse_dendrites(load, given)
+        return load(*args, **kwargs)
+    model, state_dict, files = (given[name] for name in KNOWN)
     entries = _read(files or ()) if state_dict is None else state_dict
     renamings = getattr(given.get("load_config"), "weight_mapping", None) or ()
     apply_structure(model, _named_as_in(model, entries, renamings), whole=False)
@@ -55,6 +58,31 @@ def grow_and_load_files(load: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     if learns:
         grow_on_load(model)
     return result
+
+
+def warn_of_unknown(kind: type) -> None:
+    """Say that a version of transformers has no such method, so that its models do not grow in ``from_pretrained``.
+
+    Args:
+        kind: a class of models without the method; those of other libraries load by ``load_state_dict``.
+    """
+    owners = [each.__module__ for each in kind.__mro__ if "from_pretrained" in vars(each)]
+    if any(owner.split(".")[0] == "transformers" for owner in owners):
+        text = f"{owners[0]} loads weights in a way that pl_dendrites does not know: from_pretrained drops their"
+        warnings.warn(f"{text} dendrites. {INSTEAD}", stacklevel=2)
+
+
+def _refuse_dendrites(load: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    # Another library's method of this name, or that of a version to come: a plain model loads as ever.
+    values = [item for value in given.values() for item in (value if isinstance(value, list | tuple) else [value])]
+    files = [value for value in values if isinstance(value, str | Path) and Path(value).is_file()]
+    states: list[Mapping[str, Any]] = [value for value in values if isinstance(value, Mapping)]
+    states += [_read([file]) for file in files if Path(file).suffix in {".safetensors", ".bin"}]
+    if any(isinstance(key, str) and is_dendrite_key(key) for state in states for key in state):
+        raise RuntimeError(
+            f"{load.__module__}.{load.__qualname__} loads weights in a way that pl_dendrites does not know, and would"
+            f" drop their dendrites. {INSTEAD}"
+        )
 
 
 def _read(files: Iterable[Any]) -> dict[str, Tensor]:
@@ -74,8 +102,8 @@ def _read(files: Iterable[Any]) -> dict[str, Tensor]:
 
 
 def _named_as_in(model: nn.Module, entries: Mapping[str, Any], renamings: Iterable[Any]) -> dict[str, Any]:
-    # As `from_pretrained` does: old names are replaced, a part loads from a whole, without the layers that it lacks, and
-    # a whole from a part.
+    # As `from_pretrained` does: old names are replaced, a part loads from a whole, whose other layers it lacks, and a
+    # whole from a part.
     modules, prefix = dict(model.named_modules(remove_duplicate=False)), f"{getattr(model, 'base_model_prefix', '')}."
     renamings = copy.deepcopy(list(renamings))  # they count how often they were used
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -147,37 +149,72 @@ def test_a_patch_of_somebody_else_over_ours_is_left_to_them(grown: nn.Module) ->
 # -- loaders that read files by themselves -----------------------------------------------------------------------------
 
 
-class Unknown(nn.Module):
-    """As a later version of transformers might be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    @classmethod
-    def _load_pretrained_model(cls, model: Any, files: Any) -> Any:
-        return cls, model, files
-
-
-def test_a_way_of_loading_that_is_not_known_is_refused() -> None:
-    before = vars(Unknown)["_load_pretrained_model"]
-    with growing():
-        model = Unknown()
-        with pytest.raises(RuntimeError, match=r"not know.* drop dendrites\. .*load_state_dict"):
-            model._load_pretrained_model(model, ["a"])
-        with ThreadPoolExecutor() as pool:
-            assert pool.submit(model._load_pretrained_model, model, ["a"]).result() == (Unknown, model, ["a"])
-    assert vars(Unknown)["_load_pretrained_model"] is before
-    assert model._load_pretrained_model(model, ["a"]) == (Unknown, model, ["a"])
-
-
-class FromFiles(nn.Module):
-    """As transformers do: without memory first, then each entry that the model has, by itself, as a new parameter."""
+class Pretrained(nn.Module):
+    """What the classes of models in transformers have in common."""
 
     def __init__(self) -> None:
         super().__init__()
         self.base_model_prefix = "base"
         self.base = net()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any) -> nn.Module:
+        with torch.device("meta"):
+            model = cls()
+        model._load_pretrained_model(model, *args)
+        return model
+
+
+class Unknown(Pretrained):
+    """As a later version might be, or another library."""
+
+    @classmethod
+    def _load_pretrained_model(cls, model: nn.Module, state: Any, paths: Any) -> None:
+        model.to_empty(device="cpu")
+
+
+def test_dendrites_that_would_be_dropped_are_refused(grown: nn.Module, tmp_path: Path) -> None:
+    before = vars(Unknown)["_load_pretrained_model"]
+    torch.save(grown.state_dict(), file := tmp_path / "model.bin")
+    with growing():
+        for given in [(grown.state_dict(), None), (None, [str(file)]), (None, file)]:
+            with pytest.raises(RuntimeError, match=r"does not know, .* drop their dendrites\. .*load_state_dict"):
+                Unknown.from_pretrained(*given)
+        Unknown.from_pretrained(net().state_dict(), ["nowhere.bin"])
+        with ThreadPoolExecutor() as pool:
+            pool.submit(Unknown.from_pretrained, grown.state_dict(), None).result()
+    assert vars(Unknown)["_load_pretrained_model"] is before
+    Unknown.from_pretrained(grown.state_dict(), None)
+
+
+def test_a_version_of_transformers_without_such_a_method_is_warned_of() -> None:
+    later = type(
+        "Later", (Pretrained,), {"__module__": "transformers.models", "from_pretrained": classmethod(lambda _: 0)}
+    )
+    with growing():
+        Pretrained()
+        with pytest.warns(UserWarning, match="drops their dendrites"):
+            later()
+    later()
+
+
+def test_an_entry_that_holds_nothing_may_lie_where_the_next_begins(grown: nn.Module) -> None:
+    """In a file that is mapped into memory: one dendrite has no links."""
+    state = grown.state_dict()
+    memory = np.concatenate([value.numpy().ravel().view(np.uint8) for value in state.values()])
+    place, mapped = 0, {}
+    for key, value in sorted(state.items(), key=lambda entry: entry[1].numel()):
+        part = torch.from_numpy(memory[place : place + value.nbytes])
+        mapped[key] = part.view(value.dtype).reshape(value.shape).copy_(value)
+        place += value.nbytes
+    model = net()
+    with growing():
+        model.load_state_dict(mapped)
+    assert torch.equal(model(X), grown(X))
+
+
+class FromFiles(Pretrained):
+    """Each entry that the model has is set by itself, as a new parameter."""
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any = None) -> None:
@@ -193,16 +230,15 @@ class FromFiles(nn.Module):
 
 @pytest.mark.parametrize("files", [0, 1, 3])
 @pytest.mark.parametrize("prefix", ["", "base."])
-def test_a_model_without_memory_that_loads_files(grown: nn.Module, files: int, prefix: str, tmp_path: Any) -> None:
+def test_a_model_without_memory_that_loads_files(grown: nn.Module, files: int, prefix: str, tmp_path: Path) -> None:
     state = {f"{prefix}{key}": value for key, value in grown.state_dict().items()}
     if prefix:
         state |= {f"head.{key.removeprefix('0.')}": value for key, value in grown.state_dict().items() if key[0] == "0"}
     paths = [tmp_path / f"{number}.bin" for number in range(files)]
     for number, path in enumerate(paths):
         torch.save(dict(list(state.items())[number::files]), path, _use_new_zipfile_serialization=number != 1)
-    with growing(), torch.device("meta"):
-        model = FromFiles()
-        model._load_pretrained_model(model, None if files else state, [str(path) for path in paths])
+    with growing():
+        model = FromFiles.from_pretrained(None if files else state, [str(path) for path in paths])
     assert torch.equal(model.base(X), grown(X))
     flags = {name: parameter.requires_grad for name, parameter in grown.named_parameters()}
     assert {name: parameter.requires_grad for name, parameter in model.base.named_parameters()} == flags
