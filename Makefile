@@ -15,7 +15,12 @@ THIRD_PARTY_STAMP := $(VENV)/.installed-third-party
 BYOL_VENV := .venv-byol
 BYOL_STAMP := $(BYOL_VENV)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol lint docs clean
+# Another: 2.8 GB of libraries that bring a hundred others.
+LOADERS := .venv-loaders
+LOADERS_VENV_STAMP := $(LOADERS)/.made
+LOADERS_STAMP := $(LOADERS)/.installed
+
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -28,6 +33,7 @@ help:
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
+	@echo "make test-loaders  run the tests with loaders of other libraries, which it installs into $(LOADERS)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -55,7 +61,10 @@ test-browser: $(BROWSER_STAMP)
 	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
 
 test-third-party: $(THIRD_PARTY_STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party -m slow -rs
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party/test_optimizers.py -m slow -rs
+
+test-loaders: $(LOADERS_STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs
 
 test-byol: $(BYOL_STAMP)
 	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs
@@ -69,13 +78,13 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(BYOL_VENV) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV_STAMP):
+$(VENV_STAMP) $(LOADERS_VENV_STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
 	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)
 	@touch $@
 
 $(DEMO_STAMP): pyproject.toml constraints.txt $(VENV_STAMP)
@@ -103,6 +112,10 @@ $(BYOL_STAMP): pyproject.toml constraints.txt
 	$(BYOL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,lightly]"
 	$(BYOL_VENV)/bin/python -c "import torchvision" 2>/dev/null || \
 	  $(BYOL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.16.2"
+$(LOADERS_STAMP): pyproject.toml constraints.txt constraints-loaders.txt $(LOADERS_VENV_STAMP)
+	@echo "Installing into $(LOADERS); this takes several minutes."
+	$(LOADERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

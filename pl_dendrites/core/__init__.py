@@ -5,6 +5,7 @@
 - ``targets`` says which layers can have them.
 - ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
 - ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.
+- ``loaders`` has any model grow that something loads, ``pretrained`` those that load from files by themselves.
 - ``adapter`` takes dendrites alone out of a model, and puts them onto another.
 - ``candidate_state`` looks at what a state says of candidates, and ``claims`` at what any says of sizes.
 - ``phases`` decides when to grow, and ``cost`` knows what growth costs.
@@ -13,8 +14,9 @@ Below are four rooms, each with a page of its own: ``growth`` (what hangs on a l
 ``fields`` (what shared dendrites see) and ``kinds`` (a kind of layer each). ``tensors``, ``activations``, ``keys`` and
 ``checks`` are leaves, which all may use.
 
-It imports torch and the standard library alone, and nothing from the rest of the package. Imports run one way: the
-files of this folder, then ``growth``, then ``rule`` and ``fields``, then ``kinds``, then the leaves.
+It imports torch and the standard library alone (``pretrained`` safetensors too, where there is such a file), and
+nothing from the rest of the package. Imports run one way: the files of this folder, then ``growth``, then ``rule`` and
+``fields``, then ``kinds``, then the leaves.
 """
 
 from pl_dendrites.core.activations import ACTIVATIONS
@@ -22,6 +24,7 @@ from pl_dendrites.core.adapter import dendrites_state_dict, load_dendrites
 from pl_dendrites.core.attach import attach, detach, restore_structure
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.loaders import growing
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.rule.candidates import Candidates
@@ -47,6 +50,7 @@ __all__ = [
     "dendrites_state_dict",
     "detach",
     "grow_on_load",
+    "growing",
     "load_dendrites",
     "restore_structure",
     "select_targets",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -15,14 +13,8 @@ import fsspec
 import lightning.pytorch as pl
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch import nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
-from pl_dendrites.core.growth.hooks import attached_layers
-from pl_dendrites.core.structure import grow_on_load, stop_growing_on_load
+from pl_dendrites.core.loaders import growing
 from pl_dendrites.saved.folder import read_folder
 from pl_dendrites.saved.reading import NotPlainError, read_trainers
 
@@ -111,47 +103,10 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         1
     """
     try:
-        with _checked(path, kwargs.get("weights_only") is False) as file, _growing(model_class):
+        with _checked(path, kwargs.get("weights_only") is False) as file, growing():
             # A class of the user's may take one kind of path alone.
             return model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
     except NotPlainError as error:
         raise ValueError(
             f"{error}. If you trust where it comes from, `load_from_checkpoint(..., weights_only=False)` reads it."
         ) from error
-
-
-@contextmanager
-def _growing(model_class: type[nn.Module]) -> Iterator[None]:
-    """Let models of a class that are made within the block, in this thread, grow to fit what they load.
-
-    Who loads, Lightning or a library of the user's, makes the model and loads it in one step. As soon as a model has a
-    part it is told to grow, on the instance, so that no class changes.
-    """
-    here = threading.get_ident()
-    made: dict[int, nn.Module] = {}
-
-    def watch(module: nn.Module, name: str, part: Any) -> None:
-        if isinstance(module, model_class) and threading.get_ident() == here and id(module) not in made:
-            made[id(module)] = module
-            vars(module)["load_state_dict"] = partial(_grow_and_load, module)
-
-    hooks = [register_module_module_registration_hook(watch), register_module_parameter_registration_hook(watch)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module in made.values():
-            vars(module).pop("load_state_dict", None)
-
-
-def _grow_and_load(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    # Last of all hooks: those of the model may rename what it loads.
-    before = grow_on_load(module)
-    stop_growing_on_load(module)
-    grow_on_load(module)
-    try:
-        return type(module).load_state_dict(module, *args, **kwargs)
-    finally:
-        if not before and not any(attached_layers(module)):
-            stop_growing_on_load(module)
