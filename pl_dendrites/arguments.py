@@ -124,8 +124,7 @@ class Settings:
         self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
         self.machine |= {
             "max_dendrites": _MOST_SETS if budget is None else given["sets"],
-            "growth_epochs": given["growth_epochs"],
-            "tries_sets": budget is None,
+            "growth_epochs": None if budget is None else given["growth_epochs"],
             "max_correlation_epochs": 1,
             "sparse": False,
         }

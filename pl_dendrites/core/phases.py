@@ -14,7 +14,7 @@ __all__ = ["Decision", "PhaseMachine"]
 # the loss itself, for what a loss is counted from means nothing: a constant may be in it, and it may be below zero.
 _OVERFIT = 1 / 3
 
-_Change = Literal["correlate", "prune", "integrate", "grow", "settle"]
+_Change = Literal["correlate", "prune", "integrate", "grow"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Decision:
         kind: ``"continue"``; ``"correlate"``: go back to the best network and start a correlation phase; ``"prune"``:
             let candidates keep their strongest inputs alone, and go on with the correlation phase;
             ``"integrate"``: make the best candidates permanent and start a base phase; ``"grow"``: go back to the
-            best network, add a set that learns with it and start a base phase; ``"settle"``: go back to the best
-            network and start the last base phase; ``"stop"``: end training with the best network.
+            best network, add a set that learns with it and start a base phase; ``"stop"``: end training with the best
+            network.
         reason: why, in words.
         is_best: the score just given is the best so far: keep this network.
     """
@@ -57,7 +57,6 @@ class _State:
     pruned: bool = False  # in this correlation phase candidates see their strongest inputs alone
     dense_epochs: int = 0  # of this correlation phase, before they did
     tries_set: bool = False  # the present base phase began with a new set
-    settled: bool = False  # growth is over: the present base phase is the last
     pending: _Change | None = None
     pending_reason: str = ""
     stop_reason: str = ""
@@ -89,8 +88,6 @@ class PhaseMachine:
         growth_epochs: where growth is early, in short base phases and a last one that is long: epochs of the short
             ones. Those before the last of ``max_dendrites`` sets are short. A set is then no more than a part of the
             network to come, and stays whether or not the score improved.
-        tries_sets: whether early growth ends, rather, with a set that did not help, which goes: what is left is trained
-            in a last base phase.
         sparse: whether candidates keep a part of their inputs: a correlation phase then has two stages, each of which
             ends when correlations no longer rise, the first after half of ``max_correlation_epochs`` at the latest.
         dendrites: dendrites per neuron that the network has already.
@@ -123,7 +120,6 @@ class PhaseMachine:
         sparse: bool = False,
         stop_on_overfit: bool = False,
         growth_epochs: int | None = None,
-        tries_sets: bool = False,
         dendrites: int = 0,
     ) -> None:
         self._score_name = score_name
@@ -137,7 +133,7 @@ class PhaseMachine:
         self._max_tries = max_tries
         self._sparse = sparse
         self._stop_on_overfit = stop_on_overfit
-        self._growth_epochs, self._tries_sets = growth_epochs, tries_sets
+        self._growth_epochs = growth_epochs
         self._after_base: Literal["correlate", "grow"] = "correlate" if correlation else "grow"
         self._state = _State(dendrites=dendrites)
 
@@ -174,13 +170,12 @@ class PhaseMachine:
     @property
     def growing(self) -> bool:
         """Whether growth is early and more sets are to come: the present base phase is a short one."""
-        state = self._state
-        return self._growth_epochs is not None and state.dendrites < self._max_dendrites and not state.settled
+        return self._growth_epochs is not None and self._state.dendrites < self._max_dendrites
 
     @property
     def goes_back(self) -> bool:
         """Whether a correlation phase begins with the best network; where every set stays, with the present one."""
-        return self._growth_epochs is None or self._tries_sets
+        return self._growth_epochs is None
 
     @property
     def base_epochs(self) -> int | None:
@@ -310,12 +305,8 @@ class PhaseMachine:
             if self.goes_back:
                 state.dendrites -= state.on_trial  # a rejected set went with the network that is no longer the best
             state.on_trial = state.tries_set = False
-        if state.pending == "settle":
-            state.settled = True
-            self._forget_phase()
-        elif state.pending != "integrate":
             state.phase, state.cycle = "correlation", state.cycle + 1
-        if state.pending in ("integrate", "grow"):
+        if state.pending != "correlate":
             state.phase, state.on_trial, state.tries_set = "base", True, True
             state.dendrites += 1
             self._forget_phase()
@@ -410,7 +401,8 @@ class PhaseMachine:
         if state.best is None:
             raise ValueError(f"the first base phase is over and {self._score_name!r} was never finite")
         if self._growth_epochs is not None:
-            return self._end_early(why, is_best)
+            over = f"{why}; growth is over"
+            return self._switch(self._after_base, why, is_best) if self.growing else self._halt(over, is_best)
         overfit = self._overfit()
         if overfit:
             why = f"{why}; {overfit}"
@@ -426,13 +418,6 @@ class PhaseMachine:
         state.failures = 0
         if state.dendrites >= self._max_dendrites:
             return self._halt(f"{why}; max_dendrites={self._max_dendrites} is reached", is_best)
-        return self._switch(self._after_base, why, is_best)
-
-    def _end_early(self, why: str, is_best: bool) -> Decision:
-        if not self.growing:
-            return self._halt(f"{why}; growth is over", is_best)
-        if self._tries_sets and self._state.on_trial:
-            return self._switch("settle", f"{why}; the set did not help and is discarded: growth is over", is_best)
         return self._switch(self._after_base, why, is_best)
 
     def _overfit(self) -> str:
@@ -454,10 +439,7 @@ class PhaseMachine:
 
 def _impossible(state: _State) -> list[str]:
     checks = {
-        **{
-            name: isinstance(getattr(state, name), bool)
-            for name in ("on_trial", "pruned", "best_is_new", "tries_set", "settled")
-        },
+        **{name: isinstance(getattr(state, name), bool) for name in ("on_trial", "pruned", "best_is_new", "tries_set")},
         **{
             name: _is_count(getattr(state, name))
             for name in ("cycle", "dendrites", "failures", "epochs", "waited", "dense_epochs")
@@ -472,7 +454,7 @@ def _impossible(state: _State) -> list[str]:
         "scores": isinstance(state.scores, list) and all(_is_score(score) for score in state.scores),
     }
     if all(checks.values()):  # types; now what they say together
-        changes = ("correlate", "grow", "settle") if state.phase == "base" else ("prune", "integrate")
+        changes = ("correlate", "grow") if state.phase == "base" else ("prune", "integrate")
         checks = {
             "phase": state.phase == "base" or (state.phase == "correlation" and state.cycle > 0),
             "pending": state.pending in (None, *changes),

@@ -549,8 +549,6 @@ def early(scores: Sequence[float], **given: Any) -> tuple[PhaseMachine, str]:
         words.append(("+" if first.is_best else "-") + {"continue": ""}.get(decision.kind, decision.kind))
         if decision.kind == "correlate":
             grow(machine)
-        elif decision.kind == "settle":
-            machine.commit()
         elif decision.kind == "stop":
             break
     return machine, " ".join(words)
@@ -563,19 +561,6 @@ def early(scores: Sequence[float], **given: Any) -> tuple[PhaseMachine, str]:
         ({}, [1, 2, 1, 1, 3, 4, 4, 4], "+ +correlate - -correlate + + - -stop", 2),
         ({"base_epochs": 3}, [1, 2, 1, 1, 0, 0, 5], "+ +correlate - -correlate - - +stop", 2),
         ({"growth_epochs": 1, "max_dendrites": 1}, [1, 2, 2, 2], "+correlate + - -stop", 1),
-        # A set that does not help goes, and the last phase follows.
-        (
-            {"tries_sets": True, "max_dendrites": 9},
-            [1, 2, 3, 3, 3, 3, 4, 4, 4],
-            "+ +correlate + -correlate - -settle + - -stop",
-            1,
-        ),
-        (
-            {"tries_sets": True, "min_delta": 0.5},
-            [1, 1, 1.2, 1.2, 1.2, 1.2, 1.2],
-            "+ -correlate - -settle + - -stop",
-            0,
-        ),
     ],
 )
 def test_early_growth(given: dict[str, Any], scores: list[float], expected: str, dendrites: int) -> None:
@@ -586,9 +571,9 @@ def test_early_growth(given: dict[str, Any], scores: list[float], expected: str,
 
 def test_early_growth_goes_on_from_its_state_at_any_time() -> None:
     scores = [1, 2, 3, 3, 3, 3, 4, 4, 4]
-    given = {"tries_sets": True, "max_dendrites": 9}
+    given: dict[str, Any] = {"max_dendrites": 3}
     whole, _ = early(scores, **given)
-    for cut in range(1, 6):
+    for cut in range(1, 8):
         part, _ = early(scores[:cut], **given)
         again = PhaseMachine("max", **{**EARLY, **given})
         again.load_state_dict(json.loads(json.dumps(part.state_dict())))
@@ -597,6 +582,4 @@ def test_early_growth_goes_on_from_its_state_at_any_time() -> None:
             kind = again.end_epoch().kind if kind == "continue" else kind
             if kind == "correlate":
                 grow(again)
-            elif kind == "settle":
-                again.commit()
         assert (again.best, again.dendrites, again.stop_reason) == (whole.best, whole.dendrites, whole.stop_reason)
