@@ -123,7 +123,7 @@ class Settings:
         budget = given["max_parameters"]
         self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
         self.machine |= {
-            "max_dendrites": _MOST_SETS if budget is None else given["sets"],
+            "max_dendrites": given["max_dendrites"] and (_MOST_SETS if budget is None else given["sets"]),
             "growth_epochs": None if budget is None else given["growth_epochs"],
             "max_correlation_epochs": 1,
             "sparse": False,

@@ -316,8 +316,7 @@ class Fit:
                 unwrap(trainer)
                 self._restore_best(trainer, module)
                 used = self._layers_to_grow(trainer)
-                if decision.kind == "grow":
-                    network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
+                network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
         self._tell_unused(trainer, set(network.targets) - set(used))
         wrap(trainer)

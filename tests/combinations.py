@@ -243,6 +243,14 @@ COMBINATIONS = {
     "sparse, hybrid, rejected sets": Combination(
         groups, callback={"fan_in": 0.5, "learning": "hybrid", "max_correlation_epochs": 3, "min_delta": 10.0}
     ),
+    "shared": Combination(
+        cosine,
+        trainer={"accumulate_grad_batches": 2},
+        callback={"around": ["net"], "fan_in": 2, "max_parameters": 130, "sets": 2, "base_epochs": 5},
+    ),
+    "shared, rejected sets": Combination(
+        groups, callback={"around": ["net.0", "net"], "fan_in": 3, "base_epochs": 2, "min_delta": 10.0}
+    ),
     "sparse, some neurons": Combination(plateau, callback={"fan_in": 2, "share": 0.4, "max_correlation_epochs": 3}),
     "some neurons, hybrid": Combination(callback={"share": 0.5, "learning": "hybrid", "restart": False}),
     "sparse, recurrent too": Combination(

@@ -15,19 +15,19 @@ __all__ = ["Rewiring"]
 
 # Where scores end a base phase nobody knows how long it is: fields are still after so many epochs then.
 _EPOCHS = 30
+_BATCHES = 50
 
 
 class Rewiring:
-    """Lets the fields of live shared dendrites move every so many batches of a base phase.
+    """Lets the fields of live shared dendrites move every fifty batches of a base phase, and once an epoch at least.
 
     Args:
         trainer: the Trainer.
         network: the network.
-        every: batches from one move to the next.
     """
 
-    def __init__(self, trainer: pl.Trainer, network: SharedNetwork, every: int = 50) -> None:
-        self._trainer, self._network, self._every = trainer, network, every
+    def __init__(self, trainer: pl.Trainer, network: SharedNetwork) -> None:
+        self._trainer, self._network = trainer, network
         self._processes = Processes(trainer)
         self._batches, self._looks_since = 0, -1
 
@@ -46,7 +46,8 @@ class Rewiring:
         """
         self._batches += 1
         self._share = turnover(self._progress(batch_idx, epochs, length))
-        if self._batches % self._every == 0 and self._looks_since < 0 and self._share > 0:
+        every = min(_BATCHES, self._trainer.num_training_batches)
+        if self._batches % max(every, 1) == 0 and self._looks_since < 0 and self._share > 0:
             self._network.look()
             self._looks_since = self._trainer.global_step
 
