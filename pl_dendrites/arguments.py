@@ -182,4 +182,5 @@ def _check_around(given: Mapping[str, Any]) -> None:
     check("around", names and len(around) > 0, "a list of names of modules", around)
     check("learning", given["learning"] != "gradient", "'hybrid' or 'correlation' with `around`", given["learning"])
     for name, default in (("targets", None), ("exclude", ()), ("share", 1)):
-        check(name, given[name] == default or list(given[name]) == [], f"{default!r} with `around`", given[name])
+        unset = given[name] == default or (isinstance(given[name], Sequence) and not given[name])
+        check(name, unset, f"{default!r} with `around`", given[name])
