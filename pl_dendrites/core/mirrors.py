@@ -76,12 +76,12 @@ def named_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> dict[str, str
         ValueError: if the model has no such module, or one that does not fit what it is to mirror.
 
     Example:
-        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "target": nn.Linear(2, 3), "top": nn.Linear(9, 3)})
-        >>> named_mirrors(model, {"target": "net"})
-        {'target': 'net'}
+        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "slow": nn.Linear(2, 3), "top": nn.Linear(9, 3)})
+        >>> named_mirrors(model, {"slow": "net"})
+        {'slow': 'net'}
         >>> named_mirrors(model, {"top": "net"})
         Traceback (most recent call last):
-        ValueError: `mirrors`: 'top' cannot mirror 'net': 'weight' is (3, 9) in it and (3, 2) there. These fit: ['target']
+        ValueError: `mirrors`: 'top' cannot mirror 'net': 'weight' is (3, 9) in it and (3, 2) there. These fit: ['slow']
     """
     check_mirrors(mirrors)
     modules = _modules(model)
