@@ -57,7 +57,7 @@ def find_mirrors(model: nn.Module, targets: Iterable[str]) -> dict[str, str]:
         apart = {other: _apart(module, modules[other]) for other in alike if _can_have(module, modules[other])}
         nearest = min(apart, key=lambda other: apart[other], default="")
         # What hangs on a still layer hangs there because it has mirrored before: others get no dendrites.
-        copied = name in averaged or any("dendrites" in part._modules for part in module.modules())
+        copied = name in averaged or any(isinstance(part, Dendrites) for part in module.modules())
         if apart.get(nearest) == 0 or (copied and isfinite(apart.get(nearest, inf))):
             found[name] = nearest
     return found
