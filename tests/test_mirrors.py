@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from pl_dendrites import DendriteCallback, attach, detach, load_from_checkpoint, restore_structure
 from pl_dendrites.core.mirrors import find_mirrors
+from pl_dendrites.training.fsdp import Shards
 from tests.models import Classifier, bits, loaders, quick, same_bits, train
 
 
@@ -329,6 +331,13 @@ def test_a_layer_that_is_left_alone_is_so_in_its_mirror() -> None:
         "target.2.dendrites",
         "head.dendrites",
     ]
+
+
+def test_mirrors_of_a_sharded_model_are_refused() -> None:
+    shards = Shards(lambda *_: {})
+    shards._loading = SimpleNamespace(release=lambda: None)
+    with pytest.raises(MisconfigurationException, match=r"sharded model cannot grow.*\{'target': 'net'\}"):
+        shards.begin_training(attach(apart(), mirrors={"target": "net"}))
 
 
 class Apart(Mirrored):

@@ -58,7 +58,7 @@ def find_mirrors(model: nn.Module, targets: Iterable[str]) -> dict[str, str]:
         apart = {other: _apart(module, modules[other]) for other in alike if _can_have(module, modules[other])}
         nearest = min(apart, key=lambda other: apart[other], default="")
         # What hangs on a still layer hangs there because it has mirrored before: others get no dendrites.
-        copied = name in averaged or any("dendrites" in part._modules for part in module.modules())
+        copied = name in averaged or any(isinstance(part, Dendrites) for part in module.modules())
         if apart.get(nearest) == 0 or (copied and isfinite(apart.get(nearest, inf))):
             found[name] = nearest
     return found
@@ -77,12 +77,12 @@ def named_mirrors(model: nn.Module, mirrors: Mapping[str, str]) -> dict[str, str
         ValueError: if the model has no such module, or one that does not fit what it is to mirror.
 
     Example:
-        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "target": nn.Linear(2, 3), "a": nn.Linear(9, 3)})
-        >>> named_mirrors(model, {"target": "net"})
-        {'target': 'net'}
-        >>> named_mirrors(model, {"a": "net"})
+        >>> model = nn.ModuleDict({"net": nn.Linear(2, 3), "slow": nn.Linear(2, 3), "top": nn.Linear(9, 3)})
+        >>> named_mirrors(model, {"slow": "net"})
+        {'slow': 'net'}
+        >>> named_mirrors(model, {"top": "net"})
         Traceback (most recent call last):
-        ValueError: `mirrors`: 'a' cannot mirror 'net': 'weight' is (3, 9) in it and (3, 2) there. These fit: ['target']
+        ValueError: `mirrors`: 'top' cannot mirror 'net': 'weight' is (3, 9) in it and (3, 2) there. These fit: ['slow']
     """
     check_mirrors(mirrors)
     modules = _modules(model)
