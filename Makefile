@@ -114,8 +114,9 @@ $(BYOL_STAMP): pyproject.toml constraints.txt
 	  $(BYOL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.16.2"
 $(LOADERS_STAMP): pyproject.toml constraints.txt constraints-loaders.txt $(LOADERS_VENV_STAMP)
 	@echo "Installing into $(LOADERS); this takes several minutes."
+	@grep -v '^torchmetrics' constraints.txt > $(LOADERS)/constraints.txt
 	$(LOADERS)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
+	  --constraint $(LOADERS)/constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pl_dendrites.core.keys import is_dendrite_key, parse
 from pl_dendrites.core.structure import apply_structure, grow_on_load
@@ -48,7 +48,7 @@ def grow_and_load_files(load: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         _refuse_dendrites(load, given)
         return load(*args, **kwargs)
     model, state_dict, files = (given[name] for name in KNOWN)
-    entries = _read(files or ()) if state_dict is None else state_dict
+    entries = _read(files or ()) if state_dict is None else _of_dendrites(state_dict)
     renamings = getattr(given.get("load_config"), "weight_mapping", None) or ()
     apply_structure(model, _named_as_in(model, entries, renamings), whole=False)
     learns = {name: parameter.requires_grad for name, parameter in model.named_parameters() if is_dendrite_key(name)}
@@ -76,28 +76,30 @@ def _refuse_dendrites(load: Callable[..., Any], given: Mapping[str, Any]) -> Non
     # Another library's method of this name, or that of a version to come: a plain model loads as ever.
     values = [item for value in given.values() for item in (value if isinstance(value, list | tuple) else [value])]
     files = [value for value in values if isinstance(value, str | Path) and Path(value).is_file()]
-    states: list[Mapping[str, Any]] = [value for value in values if isinstance(value, Mapping)]
-    states += [_read([file]) for file in files if Path(file).suffix in {".safetensors", ".bin"}]
-    if any(isinstance(key, str) and is_dendrite_key(key) for state in states for key in state):
+    states = [_of_dendrites(value) for value in values if isinstance(value, Mapping)]
+    if any(states) or _read(file for file in files if Path(file).suffix in {".safetensors", ".bin"}):
         raise RuntimeError(
             f"{load.__module__}.{load.__qualname__} loads weights in a way that pl_dendrites does not know, and would"
             f" drop their dendrites. {INSTEAD}"
         )
 
 
-def _read(files: Iterable[Any]) -> dict[str, Tensor]:
-    # What structure is read from: all of dendrites, of all else the shapes.
-    entries: dict[str, Tensor] = {}
-    for file in map(str, files):
-        if not file.endswith(".safetensors"):
-            entries.update(torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)))
-            continue
-        from safetensors import safe_open
+def _of_dendrites(state_dict: Mapping[Any, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state_dict.items() if isinstance(key, str) and is_dendrite_key(key)}
 
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            for key in opened.keys():  # noqa: SIM118  it is no dict
-                shape = opened.get_slice(key).get_shape()
-                entries[key] = opened.get_tensor(key) if is_dendrite_key(key) else torch.zeros(()).expand(shape)
+
+def _read(files: Iterable[str | Path]) -> dict[str, Any]:
+    # The entries of dendrites, in all files together.
+    entries: dict[str, Any] = {}
+    for file in map(str, files):
+        if file.endswith(".safetensors"):
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                entries |= {key: opened.get_tensor(key) for key in opened.keys() if is_dendrite_key(key)}  # noqa: SIM118
+        else:
+            mapped = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            entries |= _of_dendrites(mapped)
     return entries
 
 
@@ -109,7 +111,7 @@ def _named_as_in(model: nn.Module, entries: Mapping[str, Any], renamings: Iterab
 
     def fits(key: str) -> bool:
         found = parse(key)
-        return (found.layer if found else key.rpartition(".")[0]) in modules
+        return found is not None and found.layer in modules
 
     def name(key: str) -> str | None:
         new = key

@@ -71,7 +71,7 @@ def _checked(path: str | Path, trusted: bool) -> Iterator[Path]:
 def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: Any) -> ModelT:
     """Load a grown LightningModule, with no Trainer and no callback at hand.
 
-    ``ModelClass.load_from_checkpoint`` alone refuses the dendrites' entries, or drops them silently if told
+    ``ModelClass.load_from_checkpoint`` alone refuses the dendrites' entries, or drops them if told
     ``strict=False``.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from pl_dendrites import attach, growing
+from pl_dendrites import attach, grow_on_load, growing
 
 X = torch.linspace(-1, 1, 12).reshape(4, 3)
 LOAD = nn.Module.load_state_dict
@@ -79,6 +79,19 @@ def test_a_model_from_before_the_block_grows(
     with growing():
         plain.load_state_dict(net().state_dict())
     assert not plain._load_state_dict_pre_hooks
+
+
+def test_structure_is_read_after_hooks_that_rename(grown: nn.Module) -> None:
+    def rename(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+        for key in [key for key in state if key.startswith("old.")]:
+            state[key.removeprefix("old.")] = state.pop(key)
+
+    model = net()
+    grow_on_load(model)
+    model.register_load_state_dict_pre_hook(rename)
+    with growing():
+        model.load_state_dict({f"old.{key}": value for key, value in grown.state_dict().items()})
+    assert torch.equal(model(X), grown(X))
 
 
 def test_what_does_not_fit_is_said_and_nothing_stays(grown: nn.Module) -> None:

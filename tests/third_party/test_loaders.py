@@ -50,7 +50,8 @@ def is_same(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fixed() -> None:
+def _fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some leave files where they run
     torch.manual_seed(0)
 
 
@@ -297,3 +298,35 @@ def test_two_threads_load_from_pretrained_and_one_alone_grows(tmp_path: Path) ->
         again = transformers.BertModel.from_pretrained(tmp_path)
         assert not any(".dendrites." in key for key in plain.result().state_dict())
     is_same(again, dict(model.state_dict()))
+
+
+# -- pytorch-tabular ---------------------------------------------------------------------------------------------------
+
+
+def test_pytorch_tabular(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_tabular")
+    import numpy as np
+    import pandas as pd
+    from pytorch_tabular import TabularModel
+    from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
+    from pytorch_tabular.models import CategoryEmbeddingModelConfig
+
+    values = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+    frame = pd.DataFrame(values, columns=list("abcd")).assign(y=values[:, 0] * values[:, 1])
+    quiet = {"accelerator": "cpu", "progress_bar": "none", "checkpoints": None, "early_stopping": None}
+    made = TabularModel(
+        data_config=DataConfig(target=["y"], continuous_cols=list("abcd"), num_workers=0),
+        model_config=CategoryEmbeddingModelConfig(task="regression", layers="8-4"),
+        optimizer_config=OptimizerConfig(),
+        trainer_config=TrainerConfig(max_epochs=60, batch_size=16, load_best=False, trainer_kwargs={}, **quiet),
+        verbose=False,
+        suppress_lightning_logger=True,
+    )
+    growth = two_cycles()
+    made.fit(train=frame, validation=frame, callbacks=[*growth], seed=0)
+    state, expected = has_grown(growth, made.model), made.predict(frame)
+    made.save_model(str(tmp_path / "saved"))
+    with growing():
+        again = TabularModel.load_model(str(tmp_path / "saved"))
+    is_same(again.model, state)
+    pd.testing.assert_frame_equal(again.predict(frame), expected, check_exact=True)
