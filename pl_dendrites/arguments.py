@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
 
-__all__ = ["Settings", "check_patterns"]
+__all__ = ["Settings", "check_patterns", "plain"]
 
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
@@ -72,6 +72,7 @@ class Settings:
     """
 
     def __init__(self, given: Mapping[str, Any], of: Callable[..., Any]) -> None:
+        given = {name: plain(value) for name, value in given.items()}
         _check(given)
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
@@ -102,6 +103,28 @@ class Settings:
         self.correlation_min_delta: float = given["correlation_min_delta"]
         self.schedule_epochs: int | None = given["base_epochs"] if given["restart"] else None
         self.restart, self.verbose, self.dirpath = given["restart"], given["verbose"], given["dirpath"]
+
+
+def plain(value: Any) -> Any:
+    """A number, a text or a list of them as Python's own, where it is NumPy's or of a derived type; all else as it is.
+
+    Arguments go into records and checkpoints, which hold plain values alone.
+
+    Example:
+        >>> import numpy as np
+        >>> plain(np.str_("val_loss")), plain(np.float32(0.5)), plain([np.str_("Linear")]), plain(np.array([1, 2]))
+        ('val_loss', 0.5, ['Linear'], [1, 2])
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, str):
+        return str.__str__(value)
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
+    return value
 
 
 def check_patterns(name: str, value: object) -> None:
