@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,9 +17,11 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.records import by_reason, phase_record, why_none
-from pl_dendrites.saved.best import BestModel, has_weights, model_weights
+from pl_dendrites.saved.best import BestModel
 from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
+from pl_dendrites.saved.interrupted import Interrupted
+from pl_dendrites.saved.partial import complete
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.correlation_phase import CorrelationPhase
 from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
@@ -47,6 +50,7 @@ class Fit:
         machine: decides about phases.
         best: the best network so far.
         history: a record for every finished phase.
+        began: whether there is anything to tell: it began, or took up a saved state.
     """
 
     def __init__(self, settings: Settings, shards: Shards) -> None:
@@ -58,8 +62,8 @@ class Fit:
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
         self._resumed: FitState | None = None  # a state that was loaded, until training starts
         self._saved_names: list[list[list[str]]] = []  # of optimizers' parameters in that checkpoint
-        self._interrupted: tuple[dict[str, Any], dict[str, Any]] | None = None  # state and checkpoint at an exception
-        self._has_state = self._training = False
+        self._interrupted: Interrupted | None = None
+        self.began = self._training = False
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._display: Display | None = None
@@ -80,13 +84,14 @@ class Fit:
         self._initial.complete()
         if self._resumed is not None:
             self.machine.load_state_dict(self._resumed.machine)
+            self.best.complete(module)
             self._seed = self._resumed.seed
             if self._used is not None:
                 self._used.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
         settings = self._settings
         self._display = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
-        self._has_state = self._training = True
+        self.began = self._training = True
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
         """Take in the model, which may have dendrites already."""
@@ -132,10 +137,12 @@ class Fit:
             return
         alone = not is_sharded(module)  # else all processes read and write weights together, and some are elsewhere
         if alone:
+            if self._correlation is not None:
+                self._correlation.hold_still()  # it may have come between a forward pass and its batch's end
             checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
             self.save_beside(trainer, module, checkpoint)
-            checkpoint["state_dict"] = model_weights(module)
-            self._interrupted = (self.state(together=False), checkpoint)
+            with self._network.thawed():
+                self._interrupted = Interrupted.of(module, self.state(together=False), checkpoint, self.best.weights)
         reason = self.machine.stop_reason or f"interrupted by {type(exception).__name__}"
         self._finish(trainer, module, reason, restore=alone)
 
@@ -407,8 +414,8 @@ class Fit:
         """
         interrupted = self._still_interrupted()
         if interrupted is not None:
-            return dict(interrupted[0])
-        if not self._has_state:
+            return dict(interrupted.state)
+        if not self.began:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
         resumed = self._resumed
@@ -440,12 +447,12 @@ class Fit:
             ValueError: if it cannot be that, or is that of a fit by another metric. Everything is then as it was.
         """
         state = FitState.from_dict(saved)
-        self._refuse_other_metric(state)
+        state.refuse_other_metric(self._settings.monitor, self._settings.mode)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
             self._correlation.load_state_dict(state.correlation)
-        self._has_state = True
+        self.began = True
         self.machine.load_state_dict(state.machine)
         self.history = [dict(record) for record in state.history]
         self.best.load_state_dict(state.best)
@@ -453,15 +460,18 @@ class Fit:
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
 
-    def _refuse_other_metric(self, state: FitState) -> None:
-        saved, own = state.metric, (self._settings.monitor, self._settings.mode)
-        if saved not in (None, own):
-            of, here = (f"monitor={monitor!r}, mode={mode!r}" for monitor, mode in (saved, own))
-            raise ValueError(
-                f"its scores are those of {of}, and this callback has {here}: they cannot be compared. Go on with"
-                " those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without"
-                " `ckpt_path`."
-            )
+    def save(self, module: pl.LightningModule, make: Callable[[], dict[str, Any]], callback: str) -> dict[str, Any]:
+        """A checkpoint; it has what dendrites need, whatever the model leaves out.
+
+        Args:
+            module: the model.
+            make: has the Trainer make one.
+            callback: under which name the callback's state is there.
+        """
+        with nullcontext() if self.network is None else self.network.thawed():
+            checkpoint, then = make(), self._still_interrupted()
+            complete(checkpoint, module, callback, None if then is None else then.checkpoint["state_dict"])
+        return checkpoint
 
     def save_beside(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put into a checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
@@ -470,24 +480,19 @@ class Fit:
         """
         interrupted = self._still_interrupted()
         if interrupted is not None:
-            checkpoint.update(interrupted[1])
+            checkpoint.update(interrupted.checkpoint)
             return
-        if not self._has_state:
+        if not self.began:
             return
         if self._correlation is not None:
-            self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
-            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
-            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+            self._correlation.save_beside(trainer, checkpoint)
         checkpoint[_NAMES_KEY] = saved_parameter_names(trainer.optimizers, module)
         checkpoint[SHARDED_KEY] = is_sharded(module)
 
-    def _still_interrupted(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        # Who catches the exception and trains the model on, or sets its weights, means that model when saving. During
-        # `interrupt` itself the state is that of the exception, whatever the weights.
-        if self._interrupted is not None and not self._training:
-            left = self.best.weights or self._interrupted[1]["state_dict"]
-            if not has_weights(self._network.model, left):
-                self._interrupted = None
+    def _still_interrupted(self) -> Interrupted | None:
+        # During `interrupt` itself the state is that of the exception, whatever the weights.
+        if self._interrupted is not None and not self._training and not self._interrupted.still(self._network.model):
+            self._interrupted = None
         return self._interrupted
 
     def load_beside(self, checkpoint: Mapping[str, Any]) -> None:

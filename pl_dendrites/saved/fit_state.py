@@ -67,6 +67,24 @@ class FitState:
         known = [(record.get("monitor"), record.get("mode")) for record in records]
         return next(((monitor, mode) for monitor, mode in known if monitor and mode), None)
 
+    def refuse_other_metric(self, monitor: str, mode: str) -> None:
+        """Raise where scores are those of another metric or mode.
+
+        Args:
+            monitor: the metric that is to decide now.
+            mode: whether a good score is small or large.
+
+        Raises:
+            ValueError: says which they are and what to do.
+        """
+        if self.metric not in (None, (monitor, mode)):
+            of, here = (f"monitor={name!r}, mode={good!r}" for name, good in (self.metric, (monitor, mode)))
+            raise ValueError(
+                f"its scores are those of {of}, and this callback has {here}: they cannot be compared. Go on with"
+                " those, or begin anew from its weights: `load_from_checkpoint(..., path)`, and a fit without"
+                " `ckpt_path`."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """What goes into a checkpoint."""
         entries = {field.name: getattr(self, field.name) for field in fields(self)}
