@@ -12,7 +12,7 @@ from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.mirrors import check_mirrors
 from pl_dendrites.core.shared import UnitSet
 
-__all__ = ["Settings", "check_patterns"]
+__all__ = ["Settings", "check_patterns", "plain"]
 
 _BOUNDS: dict[str, float] = {
     "max_dendrites": 0,
@@ -58,10 +58,8 @@ class Settings:
     Attributes:
         monitor: the metric that decides.
         mode: whether a good score is small or large.
-        targets: the layers that grow.
-        exclude: taken out of ``targets``.
+        attached: what grows, for :func:`~pl_dendrites.training.attaching.attach_to_fit`.
         mirrors: name of each module that mirrors another, and of that; ``None``: those that are found.
-        around: modules that shared dendrites hang around; ``None``: dendrites are private.
         next: what dendrites to come are like, for :meth:`~pl_dendrites.core.DendriticNetwork.set_next`.
         machine: of the :class:`~pl_dendrites.core.phases.PhaseMachine`.
         phase: of a :class:`~pl_dendrites.training.correlation_phase.CorrelationPhase`.
@@ -80,14 +78,14 @@ class Settings:
     """
 
     def __init__(self, given: Mapping[str, Any], of: Callable[..., Any]) -> None:
+        given = {name: plain(value) for name, value in given.items()}
         _check(given)
         given = {**given, "learning": given["learning"] or ("correlation" if given["around"] is None else "hybrid")}
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
-        self.targets, self.exclude = given["targets"], given["exclude"]
         self.mirrors: Mapping[str, str] | None = given["mirrors"]
         self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
-        self.around: Sequence[str] | None = given["around"]
+        self.attached: dict[str, Any] = {name: given[name] for name in ("targets", "exclude", "around")}
         self.next: dict[str, Any] = {
             "activation": given["activation"] or ("gelu" if live else "tanh"),
             "live": live,
@@ -99,7 +97,7 @@ class Settings:
             "correlation": not self.by_gradient,
             "sparse": given["fan_in"] is not None,
         }
-        if self.around is not None:
+        if given["around"] is not None:
             self._share(given)
         self.phase: dict[str, Any] = {
             "pool": given["candidates"],
@@ -128,6 +126,28 @@ class Settings:
             "max_correlation_epochs": 1,
             "sparse": False,
         }
+
+
+def plain(value: Any) -> Any:
+    """A number, a text or a list of them as Python's own, where it is NumPy's or of a derived type; all else as it is.
+
+    Arguments go into records and checkpoints, which hold plain values alone.
+
+    Example:
+        >>> import numpy as np
+        >>> plain(np.str_("val_loss")), plain(np.float32(0.5)), plain([np.str_("Linear")]), plain(np.array([1, 2]))
+        ('val_loss', 0.5, ['Linear'], [1, 2])
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, str):
+        return str.__str__(value)
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return (tuple if isinstance(value, tuple) else list)(map(plain, value))
+    return value
 
 
 def check_patterns(name: str, value: object) -> None:

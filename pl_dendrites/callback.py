@@ -20,12 +20,20 @@ from pl_dendrites.fit import Fit
 from pl_dendrites.report import write_report
 from pl_dendrites.reporting.tables import summary_table
 from pl_dendrites.saved.folder import weights_to_fit
+from pl_dendrites.saved.partial import refuse_lost
 from pl_dendrites.training.configuring import Configuring
 from pl_dendrites.training.fsdp import Shards
 from pl_dendrites.training.refusals import refuse_optimizers, refuse_unsupported
-from pl_dendrites.training.trainer import Shadows, load_within
+from pl_dendrites.training.trainer import Shadows, load_within, save_by_way_of
 
 __all__ = ["DendriteCallback"]
+
+# `log` and `log_dict` are the model's: Lightning puts them there.
+_OF_A_FIT = ("_fit", "_shards", "_stage", "_configuring", "_loading", "_saving", "log", "log_dict")
+_NO_FIT = (
+    "This callback never saw a fit. If your library copies callbacks, as NeuralForecast does, find the one that did in"
+    " `trainer.callbacks`, or where the library keeps the Trainer's arguments."
+)
 
 
 class DendriteCallback(pl.Callback):
@@ -153,16 +161,32 @@ class DendriteCallback(pl.Callback):
         arguments = {name: value for name, value in locals().items() if name != "self"}
         self._settings = Settings(arguments, DendriteCallback)
         self.monitor, self.mode = self._settings.monitor, self._settings.mode
+        self._begin()
+
+    def _begin(self) -> None:
         self._stage, self._shards = "", Shards(weights_to_fit)
         self._configuring: Configuring | None = None
         self._loading: Shadows | None = None
+        self._saving: Shadows | None = None
         self._fit = Fit(self._settings, self._shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: the arguments, and what a checkpoint would hold; no model, no Trainer."""
+        own = {name: value for name, value in vars(self).items() if name not in _OF_A_FIT}
+        return {**own, "_fit": self._fit.state(together=False)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Be a callback between fits that can tell of the last one."""
+        vars(self).update(state)
+        self._begin()
+        if state["_fit"]:
+            self._fit.resume(state["_fit"])
 
     # -- what is read off it ------------------------------------------------------------------------------------------
 
     @property
     def network(self) -> DendriticNetwork | None:
-        """The object that grows the model's dendrites, once a fit began."""
+        """The object that grows the model's dendrites, once a fit began; copies and pickles have none."""
         return self._fit.network
 
     @property
@@ -183,7 +207,7 @@ class DendriteCallback(pl.Callback):
     @property
     def num_dendrites(self) -> int:
         """Dendrites per neuron, of the layers that have most."""
-        return 0 if self.network is None else self.network.num_dendrites
+        return self._fit.machine.dendrites if self.network is None else self.network.num_dendrites
 
     @property
     def best_model_score(self) -> float | None:
@@ -202,7 +226,7 @@ class DendriteCallback(pl.Callback):
 
     def summary(self) -> str:
         """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
-        return summary_table(self.history)
+        return summary_table(self.history) if self._fit.began else _NO_FIT
 
     def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
         """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
@@ -211,6 +235,8 @@ class DendriteCallback(pl.Callback):
             path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
             controls: plain networks to compare with; errors too are as in :func:`~pl_dendrites.report.write_report`.
         """
+        if not self._fit.began:
+            raise ValueError(f"there is nothing to report: no fit has begun. {_NO_FIT}")
         write_report(path, [*self.history, *filter(None, [self._fit.running()])], controls)
 
     # -- the fit begins and ends --------------------------------------------------------------------------------------
@@ -219,8 +245,13 @@ class DendriteCallback(pl.Callback):
         """Let checkpoints of grown models load; refuse what cannot work."""
         grows_on_load = grow_on_load(pl_module)
         self._unload()
+        if self._saving is not None:  # in place until now: a Trainer saves after a fit and after an exception, too
+            self._saving.release()
         # A Trainer's checkpoint is of a whole model, for one with `strict_loading = False` too.
         self._loading = load_within(trainer, taken_whole)
+        self._saving = save_by_way_of(
+            trainer, lambda make: self._fit.save(trainer.lightning_module, make, self.state_key)
+        )
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._fit = Fit(self._settings, self._shards)
@@ -334,5 +365,6 @@ class DendriteCallback(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Read what :meth:`on_save_checkpoint` wrote."""
+        """Read what :meth:`on_save_checkpoint` wrote; refuse a checkpoint that lacks dendrites which the model had."""
+        refuse_lost(pl_module, checkpoint)
         self._fit.load_beside(checkpoint)

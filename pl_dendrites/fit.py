@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,16 +18,18 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.reporting.display import Display
-from pl_dendrites.reporting.records import by_reason, phase_record, why_none
-from pl_dendrites.saved.best import BestModel, has_weights, model_weights
+from pl_dendrites.reporting.left_alone import LeftAlone
+from pl_dendrites.reporting.records import phase_record, why_none
+from pl_dendrites.saved.best import BestModel
 from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
+from pl_dendrites.saved.interrupted import Interrupted
+from pl_dendrites.saved.partial import complete
 from pl_dendrites.training import optimizers
+from pl_dendrites.training.attaching import attach_to_fit
 from pl_dendrites.training.correlation_phase import CorrelationPhase
 from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
-from pl_dendrites.training.groups import begin_remembering
 from pl_dendrites.training.processes import Processes
-from pl_dendrites.training.refusals import refuse_homeless
 from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
 from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
@@ -49,6 +53,7 @@ class Fit:
         machine: decides about phases.
         best: the best network so far.
         history: a record for every finished phase.
+        began: whether there is anything to tell: it began, or took up a saved state.
     """
 
     def __init__(self, settings: Settings, shards: Shards) -> None:
@@ -60,14 +65,14 @@ class Fit:
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
         self._resumed: FitState | None = None  # a state that was loaded, until training starts
         self._saved_names: list[list[list[str]]] = []  # of optimizers' parameters in that checkpoint
-        self._interrupted: tuple[dict[str, Any], dict[str, Any]] | None = None  # state and checkpoint at an exception
-        self._has_state = self._training = False
+        self._interrupted: Interrupted | None = None
+        self.began = self._training = False
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._rewiring: Rewiring | None = None
         self._display: Display | None = None
         self._uses: UsedLayers | None = None
-        self._told: set[str] = set()  # layers that a user knows to be left alone
+        self._left_alone: LeftAlone | None = None
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
         self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
@@ -78,11 +83,13 @@ class Fit:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
         self.attach(trainer, module)
-        self._tell_skipped(trainer)
+        self._left_alone = LeftAlone(partial(self._say, trainer), Processes(trainer))
+        self._left_alone.tell(self._network)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
         if self._resumed is not None:
             self.machine.load_state_dict(self._resumed.machine)
+            self.best.complete(module)
             self._seed = self._resumed.seed
             if self._rewiring is not None and self._resumed.rewiring is not None:
                 self._rewiring.load_state_dict(self._resumed.rewiring)
@@ -91,7 +98,7 @@ class Fit:
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
         settings = self._settings
         self._display = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
-        self._has_state = self._training = True
+        self.began = self._training = True
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
         """Take in the model, which may have dendrites already."""
@@ -99,21 +106,10 @@ class Fit:
         mirrors = settings.mirrors
         if mirrors is None and self._resumed is not None:
             mirrors = self._resumed.mirrors or None
-        if settings.around is None:
-            network = DendriticNetwork(module, settings.targets, settings.exclude, mirrors)
-        else:
-            network = SharedNetwork(module, settings.around, mirrors)
+        network = self.network = attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+        if isinstance(network, SharedNetwork):
             self._rewiring = Rewiring(trainer, network)
-        self.network = network
-        network.set_next(**settings.next)
-        if settings.targets is None and settings.around is None:
-            optimizers.leave_unheld_alone(trainer.optimizers, network)
-        refuse_homeless(trainer.optimizers, network)
         self._uses = network.watch_use()
-        # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that
-        # had dendrites before hold the same.
-        arriving = optimizers.trained(trainer.optimizers, network)
-        optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), arriving)
         self.machine = PhaseMachine(**settings.machine, dendrites=network.num_dendrites)
         self._shards.begin_training(network)
         return network
@@ -145,10 +141,12 @@ class Fit:
             return
         alone = not is_sharded(module)  # else all processes read and write weights together, and some are elsewhere
         if alone:
+            if self._correlation is not None:
+                self._correlation.hold_still()  # it may have come between a forward pass and its batch's end
             checkpoint: dict[str, Any] = {"optimizer_states": [o.state_dict() for o in trainer.optimizers]}
             self.save_beside(trainer, module, checkpoint)
-            checkpoint["state_dict"] = model_weights(module)
-            self._interrupted = (self.state(together=False), checkpoint)
+            with self._network.thawed():
+                self._interrupted = Interrupted.of(module, self.state(together=False), checkpoint, self.best.weights)
         reason = self.machine.stop_reason or f"interrupted by {type(exception).__name__}"
         self._finish(trainer, module, reason, restore=alone)
 
@@ -318,48 +316,18 @@ class Fit:
                 used = self._layers_to_grow(trainer)
                 network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
-        self._tell_unused(trainer, set(network.targets) - set(used))
+        assert self._uses is not None
+        self._tells.tell_unused(network, set(network.targets) - set(used), self._uses.bypassed)
         wrap(trainer)
         self._commit()
         if self._rewiring is not None:
             self._rewiring.begin_phase()
-        if self._settings.restart:
-            assert self._initial is not None
-            optimizers.forget(trainer.optimizers)
-            self._initial.restore()
-        else:
-            optimizers.drop_spoilt_state(trainer.optimizers)
-            if self._initial is not None:
-                self._initial.complete()
-            begin_remembering(trainer.optimizers)
+        optimizers.begin_phase(trainer.optimizers, self._initial, self._settings.restart)
         self._say(
             trainer,
             f"base phase of cycle {self.machine.cycle}, dendrites per neuron {network.num_dendrites}:"
             f" {decision.reason}",
         )
-
-    def _tell_unused(self, trainer: pl.Trainer, names: set[str]) -> None:
-        # Once of each layer: a set that it gets no part of is no news.
-        assert self._uses is not None
-        bypassed = names & set(Processes(trainer).union(sorted(names), self._uses.bypassed))
-        reason = "the model uses its weights without calling it, and dendrites see what a layer is called with"
-        self._network.skipped |= dict.fromkeys(bypassed, reason)
-        self._tell_skipped(trainer, bypassed)
-        unused = sorted(names - bypassed - self._told)
-        self._told |= names
-        if unused:
-            gets, is_not = ("gets", "it is") if len(unused) == 1 else ("get", "they are")
-            rank_zero_warn(
-                f"{', '.join(map(repr, unused))} never had an error and {gets} no dendrites:"
-                f" {is_not} not used in training."
-            )
-
-    def _tell_skipped(self, trainer: pl.Trainer, names: Iterable[str] | None = None) -> None:
-        skipped = self._network.skipped
-        news = {n: skipped[n] for n in (skipped if names is None else sorted(names)) if n not in self._told}
-        self._told |= news.keys()
-        for reason, those in by_reason(news).items():
-            self._say(trainer, f"no dendrites for {', '.join(map(repr, those))}: {reason}")
 
     @property
     def _used(self) -> UsedLayers | None:
@@ -378,7 +346,7 @@ class Fit:
 
     def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
         names = self._network.can_grow()
-        self._tell_skipped(trainer)  # some are known only now
+        self._tells.tell(self._network)  # some are known only now
         return names if self._used is None else Processes(trainer).union(names, self._used.names)
 
     def _commit(self) -> None:
@@ -413,6 +381,11 @@ class Fit:
         return self.network
 
     @property
+    def _tells(self) -> LeftAlone:
+        assert self._left_alone is not None
+        return self._left_alone
+
+    @property
     def _shows(self) -> Display:
         assert self._display is not None
         return self._display
@@ -427,8 +400,8 @@ class Fit:
         """
         interrupted = self._still_interrupted()
         if interrupted is not None:
-            return dict(interrupted[0])
-        if not self._has_state:
+            return dict(interrupted.state)
+        if not self.began:
             return {}  # a learning rate finder saves before there is anything to save, and loads that
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
         resumed = self._resumed
@@ -470,13 +443,26 @@ class Fit:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
             self._correlation.load_state_dict(state.correlation)
-        self._has_state = True
+        self.began = True
         self.machine.load_state_dict(state.machine)
         self.history = [dict(record) for record in state.history]
         self.best.load_state_dict(state.best)
         self._score.load_state_dict(state.score)
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
+
+    def save(self, module: pl.LightningModule, make: Callable[[], dict[str, Any]], callback: str) -> dict[str, Any]:
+        """A checkpoint; it has what dendrites need, whatever the model leaves out.
+
+        Args:
+            module: the model.
+            make: has the Trainer make one.
+            callback: under which name the callback's state is there.
+        """
+        with nullcontext() if self.network is None else self.network.thawed():
+            checkpoint, then = make(), self._still_interrupted()
+            complete(checkpoint, module, callback, None if then is None else then.checkpoint["state_dict"])
+        return checkpoint
 
     def save_beside(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put into a checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid.
@@ -485,24 +471,19 @@ class Fit:
         """
         interrupted = self._still_interrupted()
         if interrupted is not None:
-            checkpoint.update(interrupted[1])
+            checkpoint.update(interrupted.checkpoint)
             return
-        if not self._has_state:
+        if not self.began:
             return
         if self._correlation is not None:
-            self._correlation.hold_still()  # an exception may have come between a forward pass and its batch's end
-            checkpoint["lr_schedulers"] = self._correlation.scheduler_states()
-            checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
+            self._correlation.save_beside(trainer, checkpoint)
         checkpoint[_NAMES_KEY] = saved_parameter_names(trainer.optimizers, module)
         checkpoint[SHARDED_KEY] = is_sharded(module)
 
-    def _still_interrupted(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        # Who catches the exception and trains the model on, or sets its weights, means that model when saving. During
-        # `interrupt` itself the state is that of the exception, whatever the weights.
-        if self._interrupted is not None and not self._training:
-            left = self.best.weights or self._interrupted[1]["state_dict"]
-            if not has_weights(self._network.model, left):
-                self._interrupted = None
+    def _still_interrupted(self) -> Interrupted | None:
+        # During `interrupt` itself the state is that of the exception, whatever the weights.
+        if self._interrupted is not None and not self._training and not self._interrupted.still(self._network.model):
+            self._interrupted = None
         return self._interrupted
 
     def load_beside(self, checkpoint: Mapping[str, Any]) -> None:

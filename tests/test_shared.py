@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_without_a_budget_sets_double_until_one_does_not_help() -> None:
     dendrites, _ = fit(classifier(), max_tries=0, base_epochs=3, min_delta=0.002)
     assert "did not help" in dendrites.stop_reason
     added = [record["parameters"] for record in dendrites.history if record["phase"] == "base"]
-    assert [b - a for a, b in zip(added, added[1:], strict=False)][:2] == [16 * 5, 16 * 5]
+    assert [b - a for a, b in pairwise(added)][:2] == [16 * 5, 16 * 5]
 
 
 def test_neuron_bodies_learn_from_their_dendrites_alone(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_fields_move_while_a_base_phase_trains() -> None:
     torch.manual_seed(0)
     dendrites = quick(around=["net"], fan_in=2, base_epochs=8, max_parameters=150)
     L.Trainer(callbacks=[dendrites, Watch()], max_epochs=20, **QUIET).fit(OfBodies(), *loaders())
-    changes = [int((a != b).sum()) for a, b in zip(moved, moved[1:], strict=False)]
+    changes = [int((a != b).sum()) for a, b in pairwise(moved)]
     assert any(changes[:5])
     assert not any(changes[-2:])  # the last quarter of the phase
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from pl_dendrites.core.growth.block import Form, check_form
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.freeze import Freeze
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons, take_off
+from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import inputs_of
@@ -335,6 +337,10 @@ class DendriticNetwork:
         if self._freeze is not None:
             self._freeze.hold(compare)
 
+    def held(self) -> dict[str, Tensor]:
+        """By name what :meth:`hold_still` would put back, where the values are wanted amid a batch."""
+        return {} if self._freeze is None else self._freeze.held()
+
     def adopt(self) -> None:
         """Keep what the model changed since :meth:`hold_still`, and put that back from now on."""
         if self._freeze is not None:
@@ -356,6 +362,10 @@ class DendriticNetwork:
             self._freeze.freeze()
         elif self._freeze is not None:
             self._freeze.thaw()
+
+    def thawed(self) -> AbstractContextManager[None]:
+        """Within the block flags are the user's, for a model may save what it trains; not those of a sharded one."""
+        return nullcontext() if self._freeze is None or is_sharded(self.model) else self._freeze.thawed()
 
     def integrate(self) -> dict[str, Tensor]:
         """The best candidate of each neuron becomes a dendrite; flags and buffers return.

@@ -203,8 +203,10 @@ def read_structure(
     for name, module in modules.items() if whole else ():
         own = module._modules.get("dendrites")
         path = f"{prefix}{name}." if name else prefix
-        # Any of its entries will do: a parametrized layer has no "weight".
-        if module not in told and isinstance(own, Dendrites) and any(key.startswith(path) for key in state_dict):
+        # Any of its entries will do: a parametrized layer has no "weight". A whole checkpoint need not have any, where
+        # the model saves a part of itself.
+        spoken_of = _WHOLE.get() or any(key.startswith(path) for key in state_dict)
+        if module not in told and isinstance(own, Dendrites) and spoken_of:
             structure[name] = LayerStructure(())
     return structure
 
@@ -281,7 +283,10 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
     entries.update({f"weights.{j}": torch.empty(neurons, device="meta") for j in range(max(count, 1))})
     missing = sorted(set(entries) - set(values))
     if missing or set(values) - set(entries):
-        raise ValueError(f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}")
+        raise ValueError(
+            f"its dendrites are incomplete: there are {sorted(values)}, missing {missing}; who saves a part of a model"
+            " must save all of its dendrites"
+        )
     for part, wanted in entries.items():
         if shape_of(values[part]) != tuple(wanted.shape):
             raise Misfit(f"{part} must have the shape {tuple(wanted.shape)}, got {shape_of(values[part])}")

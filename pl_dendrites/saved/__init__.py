@@ -1,6 +1,7 @@
 """What is saved, and how it comes back.
 
 ``fit_state`` is the callback's part of a checkpoint and refuses what cannot be one, ``best`` the best network so far,
+``partial`` completes what models save that save a part of themselves, ``interrupted`` is what an exception found,
 ``loading`` reads checkpoints and makes grown models of them, ``folder`` reads those that are folders, ``folder_index``
 says what is where in one, and ``reading`` is where tensors and plain values come out of a file, and nothing else.
 

@@ -14,21 +14,27 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor, nn
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded, scatter_weights
+from pl_dendrites.core.keys import is_dendrite_key
 from pl_dendrites.core.structure import taken_whole
+from pl_dendrites.saved.partial import whole_state
 
-__all__ = ["BestModel", "has_weights", "model_weights"]
+__all__ = ["BestModel", "has_weights", "model_weights", "on_cpu"]
 
 
 def model_weights(module: pl.LightningModule) -> dict[str, Any]:
-    """A copy on the CPU of what a checkpoint holds of a model.
+    """A copy on the CPU of all that a model has, what it leaves out of its checkpoints too.
 
     Of a sharded one see :func:`~pl_dendrites.core.growth.sharded.gather_weights`.
     """
     if is_sharded(module):
         return gather_weights(module)
+    return on_cpu(whole_state(module))
+
+
+def on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a state_dict on the CPU."""
     return {
-        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
-        for key, value in module.state_dict().items()
+        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value for key, value in state.items()
     }
 
 
@@ -39,7 +45,7 @@ def has_weights(module: nn.Module, weights: Mapping[str, Any]) -> bool:
         module: the model, on any device.
         weights: as :func:`model_weights` returns them.
     """
-    present = module.state_dict()
+    present = whole_state(module)
     return present.keys() == weights.keys() and all(
         _same(value, weights[key]) for key, value in present.items() if isinstance(value, Tensor)
     )
@@ -89,6 +95,13 @@ class BestModel:
         elif self.weights is not None:
             with taken_whole():
                 module.load_state_dict(self.weights, strict=module.strict_loading)
+
+    def complete(self, module: pl.LightningModule) -> None:
+        """Take what a checkpoint left out from a model that was loaded from it."""
+        if self.weights is not None and not is_sharded(module):
+            whole, kept = whole_state(module), self.weights
+            left_out = {key: value for key, value in whole.items() if not (key in kept or is_dendrite_key(key))}
+            self.weights = {**kept, **on_cpu(left_out)}
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pl_dendrites.core.loaders import growing
 from pl_dendrites.saved.folder import read_folder
+from pl_dendrites.saved.partial import refuse_lost
 from pl_dendrites.saved.reading import NotPlainError, read_trainers
 
 __all__ = ["load_from_checkpoint", "read_checkpoint"]
@@ -54,18 +55,18 @@ def _local(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _checked(path: str | Path, trusted: bool) -> Iterator[Path]:
-    # A file with all that a checkpoint holds, of which it is known that whoever reads it runs nothing.
+def _checked(path: str | Path, trusted: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    # A file with all that a checkpoint holds, of which it is known that whoever reads it runs nothing; and that, where
+    # it had to be read for this.
     if Path(path).is_dir():
         with TemporaryDirectory() as directory:
             file = Path(directory) / "whole.ckpt"
-            torch.save(read_folder(Path(path), trusted=trusted), file)
-            yield file
+            checkpoint = read_folder(Path(path), trusted=trusted)
+            torch.save(checkpoint, file)
+            yield file, checkpoint
         return
     with _local(path) as file:
-        if not trusted:
-            read_trainers(file, path)
-        yield file
+        yield file, {} if trusted else read_trainers(file, path)
 
 
 def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: Any) -> ModelT:
@@ -103,9 +104,12 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         1
     """
     try:
-        with _checked(path, kwargs.get("weights_only") is False) as file, growing():
-            # A class of the user's may take one kind of path alone.
-            return model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
+        with _checked(path, kwargs.get("weights_only") is False) as (file, checkpoint):
+            with growing():
+                # A class of the user's may take one kind of path alone.
+                model = model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
+            refuse_lost(model, checkpoint)
+            return model
     except NotPlainError as error:
         raise ValueError(
             f"{error}. If you trust where it comes from, `load_from_checkpoint(..., weights_only=False)` reads it."

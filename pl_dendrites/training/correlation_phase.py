@@ -262,9 +262,14 @@ class CorrelationPhase:
         self._network.hold_still()
         self._stand_still.hold()
 
-    def scheduler_states(self) -> list[dict[str, Any]]:
-        """States of the user's schedulers, which stand still."""
-        return self._stand_still.scheduler_states()
+    def save_beside(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Put into a checkpoint what stands still, as it does. Nothing moves: a backward pass may be yet to come."""
+        self._stand_still.hold()
+        held = self._network.held()
+        if "state_dict" in checkpoint:
+            checkpoint["state_dict"] = {key: held.get(key, value) for key, value in checkpoint["state_dict"].items()}
+        checkpoint["lr_schedulers"] = self._stand_still.scheduler_states()
+        checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(o) for o in trainer.optimizers]
 
     def state_dict(self, together: bool = True) -> dict[str, Any]:
         """Candidates, their optimizer, gradients that wait for a step, and which parameters are trainable but for this.

@@ -34,6 +34,16 @@ if torch.distributed.is_available():
 __all__ = ["Shards", "changing", "saved_parameter_names"]
 
 
+def _refuse_part(trainer: pl.Trainer, model: nn.Module) -> None:
+    own, every = model.state_dict().keys(), nn.Module.state_dict(model).keys()
+    if own < every:
+        raise MisconfigurationException(
+            f"the model's `state_dict` leaves out {min(every - own)!r}, and with {type(trainer.strategy).__name__}"
+            " nobody puts back what dendrites need. Let it return everything, and leave out in `on_save_checkpoint`"
+            " what you do not want, but nothing of dendrites."
+        )
+
+
 def _refuse_layers(trainer: pl.Trainer, model: nn.Module) -> None:
     reasons: dict[str, list[str]] = {}
     for name, layer in attached_layers(model):
@@ -169,6 +179,7 @@ class Shards:
                 f"the mirrors of a sharded model cannot grow with what they mirror: {network.mirrors}. Use"
                 " strategy='ddp', or leave what is mirrored out of `targets` and give `mirrors={}`."
             )
+        _refuse_part(self._trainer, network.model)
         _refuse_layers(self._trainer, network.model)
         self._network = network
         if not self._trainer.lightning_module.automatic_optimization:

@@ -11,15 +11,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pl_dendrites.core.network import DendriticNetwork
-from pl_dendrites.training.groups import group_for
+from pl_dendrites.training.groups import begin_remembering, group_for
 from pl_dendrites.training.restart import OptimizerSettings, drop_spoilt_state, forget, forget_weights
 
 __all__ = [
     "OptimizerSettings",
     "adopt_parameters",
-    "drop_spoilt_state",
+    "begin_phase",
     "following",
-    "forget",
     "forget_weights",
     "leave_unheld_alone",
     "order_parameters",
@@ -113,6 +112,25 @@ def following(optimizers: Iterable[Optimizer], network: DendriticNetwork) -> Ite
     after = list(trained(optimizers, network))
     stay = {id(weight) for weight, _ in after}
     adopt_parameters(optimizers, [weight for weight in before if id(weight) not in stay], after)
+
+
+def begin_phase(optimizers: Sequence[Optimizer], initial: OptimizerSettings | None, restart: bool) -> None:
+    """Let optimizers and schedulers begin a base phase.
+
+    Args:
+        optimizers: of the model, with all parameters that there are now.
+        initial: what they were when the fit began, if that is known.
+        restart: whether they are as they were then; if not, only what is spoilt is forgotten.
+    """
+    if restart:
+        assert initial is not None
+        forget(optimizers)
+        initial.restore()
+        return
+    drop_spoilt_state(optimizers)
+    if initial is not None:
+        initial.complete()
+    begin_remembering(optimizers)
 
 
 def parameter_names(optimizers: Sequence[Optimizer], module: nn.Module) -> list[list[list[str]]]:

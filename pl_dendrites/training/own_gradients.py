@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
@@ -39,7 +38,6 @@ class OwnGradients:
             self._shadows.put(module, name, self._tried_again(getattr(module, name), name))
 
     def _tried_again(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
-        @wraps(method)
         def tried(*args: Any, **kwargs: Any) -> Any:
             if self.needed:
                 return method(*args, **kwargs)

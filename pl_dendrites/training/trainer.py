@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, update_wrapper
+from inspect import unwrap as innermost
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,6 +37,7 @@ __all__ = [
     "loss_scale",
     "no_early_stopping",
     "no_validation",
+    "save_by_way_of",
     "shards",
     "unwrap",
     "wrap",
@@ -43,7 +46,9 @@ __all__ = [
 
 
 class Shadows:
-    """Attributes that stand before those of objects' classes, on the instances, until they are released.
+    """Methods that stand before those of objects' classes, on the instances, until they are released.
+
+    A copy or a pickle of such an object has the method that stood there before, of its own.
 
     Example:
         >>> class Bar:
@@ -61,10 +66,11 @@ class Shadows:
     def __init__(self) -> None:
         self._put: list[tuple[Any, str, list[Any]]] = []
 
-    def put(self, thing: Any, name: str, value: Any) -> None:
+    def put(self, thing: Any, name: str, method: Callable[..., Any]) -> None:
         """Put one in place; one that the instance had by itself comes back on release."""
-        self._put.append((thing, name, [vars(thing)[name]] if name in vars(thing) else []))
-        setattr(thing, name, value)
+        before = [vars(thing)[name]] if name in vars(thing) else []
+        self._put.append((thing, name, before))
+        setattr(thing, name, _Shadow(thing, name, method, before))
 
     def release(self) -> None:
         """Take all away, the last one first. Twice is the same as once."""
@@ -73,6 +79,23 @@ class Shadows:
             vars(thing).pop(name, None)
             for value in before:
                 setattr(thing, name, value)
+
+
+class _Shadow:
+    def __init__(self, thing: Any, name: str, method: Callable[..., Any], before: list[Any]) -> None:
+        update_wrapper(self, innermost(getattr(thing, name)))  # Lightning asks whether a user overrode it
+        self._of, self._method, self._before = (thing, name), method, before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is copied is there already when its attributes are, and has its class' methods.
+        return (_same, (self._before[0],)) if self._before else (getattr, self._of)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def is_a(thing: object, name: str) -> bool:
@@ -249,6 +272,21 @@ def load_within(trainer: pl.Trainer, context: Callable[[], AbstractContextManage
 
     shadows = Shadows()
     shadows.put(trainer.strategy, "load_model_state_dict", load_here)
+    return shadows
+
+
+def save_by_way_of(trainer: pl.Trainer, way: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]) -> Shadows:
+    """Have a Trainer make its checkpoints by way of a function until this is released.
+
+    No hook comes after the model's own, and checkpoints of weights alone have no hook of a callback at all.
+
+    Args:
+        trainer: the Trainer.
+        way: called with what makes a checkpoint, all hooks included; what it returns is saved.
+    """
+    shadows, connector = Shadows(), trainer._checkpoint_connector
+    make = connector.dump_checkpoint
+    shadows.put(connector, "dump_checkpoint", lambda *args, **kwargs: way(partial(make, *args, **kwargs)))
     return shadows
 
 

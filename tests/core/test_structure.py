@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from pl_dendrites.core import attach, detach, restore_structure
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.keys import is_dendrite_key
+from pl_dendrites.core.structure import taken_whole
 from tests.core.helpers import grow, output_weights
 
 State = dict[str, Tensor]
@@ -413,3 +414,15 @@ def test_a_layer_whose_own_weight_does_not_fit_is_named_before_anything_changes(
         load(model, weights)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_whole_state_need_not_speak_of_a_layer_that_its_model_leaves_out() -> None:
+    """A frozen layer, say: that the state has no dendrites of it says that it has none."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    attach(model).grow(["0"])
+    part = {key: value for key, value in model.state_dict().items() if key.startswith("1.")}
+    model.load_state_dict(part, strict=False)
+    assert model[0].dendrites.count == 1
+    with taken_whole():
+        model.load_state_dict(part, strict=False)
+    assert model[0].dendrites.count == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,6 +74,17 @@ class Freeze:
             for _, parameter in self._frozen:
                 parameter.requires_grad_(True)
 
+    @contextmanager
+    def thawed(self) -> Iterator[None]:
+        """Within the block flags are the user's, whatever they are around it."""
+        frozen = not self._thawed
+        self.thaw()
+        try:
+            yield
+        finally:
+            if frozen:
+                self.freeze()
+
     @torch.no_grad()
     def hold(self, compare: bool = False) -> None:
         """Put back whatever moved.
@@ -87,6 +99,10 @@ class Freeze:
         often = self._times_held & (self._times_held - 1) == 0
         for held in self._held:
             held.put_back(compare, often)
+
+    def held(self) -> dict[str, Tensor]:
+        """By name what moved since :meth:`hold`, as it would be put back: a batch that is under way still needs it."""
+        return {name: value for held in self._held for name, value in held.moved()}
 
     @torch.no_grad()
     def adopt(self) -> None:
@@ -110,12 +126,13 @@ def _held(model: nn.Module, values: Mapping[str, Any]) -> Iterator[_Held]:
                     value = None if own else tensor.detach().clone()
                 if value is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield _Held(module, name, tensor, value)
+                    yield _Held(module, prefix, name, tensor, value)
 
 
 class _Held:
-    def __init__(self, module: nn.Module, name: str, tensor: Tensor, value: Tensor) -> None:
+    def __init__(self, module: nn.Module, prefix: str, name: str, tensor: Tensor, value: Tensor) -> None:
         self._module, self._name, self._value = module, name, value
+        self._path = f"{prefix}.{name}" if prefix else name
         # Normalisation layers move their statistics past PyTorch's count.
         self._tensor, self._version, self._moves = tensor, _version(tensor), isinstance(module, _NormBase)
 
@@ -130,6 +147,11 @@ class _Held:
             self._moves, self._value = True, self._value.to(now.device)
             now.copy_(self._value)
             self._take(now)
+
+    def moved(self) -> Iterator[tuple[str, Tensor]]:
+        now = getattr(self._module, self._name, None)
+        if isinstance(now, Tensor) and now.shape == self._value.shape and self._moved(now):
+            yield self._path, self._value
 
     def adopt(self) -> None:
         now = getattr(self._module, self._name, None)

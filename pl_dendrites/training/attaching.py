@@ -1,0 +1,62 @@
+"""A model that a Trainer is about to fit, made ready for dendrites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.shared import SharedNetwork
+from pl_dendrites.core.targets import Predicate
+from pl_dendrites.training import optimizers
+from pl_dendrites.training.refusals import refuse_homeless
+
+__all__ = ["attach_to_fit"]
+
+
+def attach_to_fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    following: Mapping[str, Any],
+    *,
+    targets: Sequence[str] | Predicate | None = None,
+    exclude: Sequence[str] | Predicate = (),
+    around: Sequence[str] | None = None,
+    mirrors: Mapping[str, str] | None = None,
+) -> DendriticNetwork:
+    """Take in the model, which may have dendrites already, and have its optimizers follow it.
+
+    Args:
+        trainer: the Trainer, with its optimizers.
+        module: the model.
+        following: what sets to come are like, for the network's ``set_next``.
+        targets: see :func:`~pl_dendrites.core.targets.select_targets`.
+        exclude: see there.
+        around: modules that shared dendrites hang around; ``None``: dendrites are private.
+        mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
+
+    Raises:
+        MisconfigurationException: if the fit could not grow such dendrites; says what to do.
+        ValueError: if the model cannot have them.
+    """
+    if around is None:
+        network = DendriticNetwork(module, targets, exclude, mirrors)
+    else:
+        if trainer.world_size > 1:
+            raise MisconfigurationException(
+                "shared dendrites are found in the samples of one process, and there are"
+                f" {trainer.world_size}: use one device, or leave out `around`."
+            )
+        network = SharedNetwork(module, around, mirrors)
+    network.set_next(**following)
+    if targets is None and around is None:
+        optimizers.leave_unheld_alone(trainer.optimizers, network)
+    refuse_homeless(trainer.optimizers, network)
+    # A fit that grows dendrites gives optimizers their output weights alone; let fresh optimizers of a model that had
+    # dendrites before hold the same.
+    arriving = optimizers.trained(trainer.optimizers, network)
+    optimizers.adopt_parameters(trainer.optimizers, network.frozen_parameters(), arriving)
+    return network
