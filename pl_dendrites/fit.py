@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from pl_dendrites.arguments import Settings
+from pl_dendrites.core.cost import parameter_count
 from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.network import DendriticNetwork
@@ -277,11 +278,9 @@ class Fit:
                 self._restore_best(trainer, module)
         self._commit()
         self._start_candidates(trainer, whole_epoch=whole_epoch)
-        pool = self._settings.phase["pool"]
-        self._say(
-            trainer,
-            f"correlation phase of cycle {self.machine.cycle}, candidates per neuron {pool}: {decision.reason}",
-        )
+        pool = f"candidates per neuron {self._settings.phase['pool']}"
+        what = pool if self._network.units is None else "samples of errors are taken"
+        self._say(trainer, f"correlation phase of cycle {self.machine.cycle}, {what}: {decision.reason}")
 
     def _start_candidates(
         self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None, whole_epoch: bool = True
@@ -323,11 +322,9 @@ class Fit:
         if self._rewiring is not None:
             self._rewiring.begin_phase()
         optimizers.begin_phase(trainer.optimizers, self._initial, self._settings.restart)
-        self._say(
-            trainer,
-            f"base phase of cycle {self.machine.cycle}, dendrites per neuron {network.num_dendrites}:"
-            f" {decision.reason}",
-        )
+        of_each, units = f"dendrites per neuron {network.num_dendrites}", network.units
+        what = of_each if units is None else f"shared dendrites {units}, parameters {parameter_count(network.model)}"
+        self._say(trainer, f"base phase of cycle {self.machine.cycle}, {what}: {decision.reason}")
 
     @property
     def _used(self) -> UsedLayers | None:

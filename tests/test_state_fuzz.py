@@ -166,7 +166,7 @@ def test_a_state_is_taken_whole_or_refused(seed: int, number: int, states: list[
             assert same(dendrites.state_dict(), before)
         else:
             after = dendrites.state_dict()
-            assert same({**after, "machine": None}, {"running": None, "mirrors": {}, **state, "machine": None})
+            assert same({**after, "machine": None}, {"running": None, "mirrors": {}, "rewiring": None, **state, "machine": None})
             assert same({**after["machine"], **state["machine"]}, after["machine"])
             dendrites.summary()
             records = [*state["history"], *filter(None, [state.get("running")])]

@@ -143,6 +143,11 @@ class DendriticNetwork:
         return max(dendrites.count for dendrites in self.layers.values())
 
     @property
+    def units(self) -> int | None:
+        """Dendrites that neurons share; ``None`` where each has its own."""
+        return None
+
+    @property
     def candidates(self) -> dict[str, Candidates]:
         """The pools in training by the layer's name; empty outside a correlation phase."""
         return {name: d.candidates for name, d in self.layers.items() if d.candidates is not None}

@@ -173,6 +173,11 @@ class SharedNetwork(DendriticNetwork):
         return max(len(dendrites.shared) for dendrites in self.layers.values())
 
     @property
+    def units(self) -> int:
+        """Units of all sets."""
+        return sum(block.form.units for _, block in self.blocks)
+
+    @property
     def blocks(self) -> list[tuple[str, SharedBlock]]:
         """All sets, each with the name of its module."""
         return [(name, block) for name, dendrites in self.layers.items() for block in dendrites.shared]

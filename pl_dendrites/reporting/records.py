@@ -62,7 +62,8 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         reason: why the phase ends.
 
     Returns:
-        A dict with ``cycle``, ``phase``, ``dendrites`` (per neuron), ``parameters`` (of the model), ``epochs``,
+        A dict with ``cycle``, ``phase``, ``dendrites`` (per neuron; of shared ones the sets, and then ``units`` says
+        how many there are), ``parameters`` (of the model), ``epochs``,
         ``score`` (best one of a base phase), ``scores`` (every one of a base phase, in order; ``None`` for one that
         was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
         ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
@@ -93,6 +94,7 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         "correlation": correlation_figures(correlations),
         "candidates": max((value.shape[0] for value in correlations.values()), default=0),
         "layers": _layers(network),
+        **({} if network.units is None else {"units": network.units}),
         **_costs(machine, network),
         "skipped": dict(network.skipped),
         "reason": reason,
@@ -105,7 +107,7 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
         name: {
             "type": type(modules[name]).__name__,
             "neurons": dendrites.kind.neurons,
-            "dendrites": dendrites.count,
+            "dendrites": dendrites.count + sum(block.form.units for block in dendrites.shared),
             "parameters": parameter_count(dendrites),
         }
         for name, dendrites in network.layers.items()
@@ -114,7 +116,9 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
 
 def _costs(machine: PhaseMachine, network: DendriticNetwork) -> dict[str, float]:
     modules = {plain_name(name): module for name, module in network.model.named_modules()}
-    own = sum(product_weights(modules[name]) for name in network.layers) or 1
+    own = sum(product_weights(modules[name]) for name in network.layers)
+    if not own:  # neuron bodies alone: a cost beside nothing says nothing
+        return {}
     grown = sum(_weights(dendrites) for dendrites in network.layers.values()) / own
     costs, pools = {"inference_cost": inference_cost(grown)}, network.candidates
     if not pools:

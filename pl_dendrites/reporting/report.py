@@ -91,7 +91,17 @@ class _Run:
             return [f"No dendrites were added: {_count(len(self.tried), 'set')} tried, none of them helped.", end]
         gained = [Name(self.metric), f" went from {_number(self.before)} to {_number(self.after)}"]
         gained.append(self._gain(self.before, self.after, " (", ")"))
-        return [*gained, f" with {_count(self.last['dendrites'], 'dendrite')} per neuron.", end]
+        return [*gained, f" with {self._dendrites(self.last)}.", end]
+
+    @staticmethod
+    def _dendrites(record: Record) -> str:
+        if "units" in record:
+            return _count(record["units"], "shared dendrite")
+        return f"{_count(record['dendrites'], 'dendrite')} per neuron"
+
+    def _change(self) -> tuple[str, str]:
+        now, before = (str(record.get("units", record["dendrites"])) for record in (self.last, self.first))
+        return now, f"before: {before}"
 
     def facts(self) -> Facts:
         """The figures that are looked for first."""
@@ -101,7 +111,7 @@ class _Run:
         return Facts(
             [
                 (f"best {self.metric}", _number(self.after), f"before: {_number(self.before)}"),
-                ("dendrites per neuron", str(self.last["dendrites"]), f"before: {self.first['dendrites']}"),
+                ("shared dendrites" if "units" in self.last else "dendrites per neuron", *self._change()),
                 ("parameters", f"{self.last['parameters']:,}", f"before: {self.first['parameters']:,}"),
                 ("sets kept", f"{len(self.kept)} of {len(self.tried)}", "tried"),
                 ("epochs", str(sum(epochs.values())), f"{epochs['base']} base, {epochs['correlation']} correlation"),
@@ -208,6 +218,8 @@ class _Run:
 
     def cost(self) -> list[Block]:
         """Parameters, and what a step costs by the matrix products of the target layers."""
+        if "units" in self.last and "inference_cost" not in self.last:
+            return []
         inference = [self._inference(record) for record in (self.first, self.last)]
         pool = max((record.get("candidates", 0) for record in self.history), default=0)
         rows = [
