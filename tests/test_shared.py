@@ -48,7 +48,7 @@ def test_a_network_grows_up_to_its_budget_in_short_phases_and_a_long_one(sets: i
 
 def test_the_report_counts_units(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    dendrites, _ = fit(OfBodies(), max_parameters=82, growth_epochs=1, base_epochs=12)
+    dendrites, _ = fit(OfBodies(), max_parameters=82, growth_epochs=1, base_epochs=20)
     dendrites.report(tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert "16 shared dendrites" in text

@@ -107,7 +107,7 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
         name: {
             "type": type(modules[name]).__name__,
             "neurons": dendrites.kind.neurons,
-            "dendrites": dendrites.count + sum(block.form.units for block in dendrites.shared),
+            "dendrites": dendrites.size,
             "parameters": parameter_count(dendrites),
         }
         for name, dendrites in network.layers.items()

@@ -115,9 +115,9 @@ def refuse_lost(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
         for name, layer in _within(_within(state, "running"), "layers").items():
             count = layer.get("dendrites") if isinstance(layer, Mapping) else None
             own = modules[name]._modules.get("dendrites") if name in modules else None
-            back = own.count if isinstance(own, Dendrites) else 0
+            back = own.size if isinstance(own, Dendrites) else 0
             if name in modules and isinstance(count, int) and back < count < 2**63:
-                lost.append(f"  '{name}': {count} dendrites per neuron were saved, {back} came back")
+                lost.append(f"  '{name}': {count} dendrites were saved, {back} came back")
     if lost:
         raise ValueError(
             "the checkpoint does not hold all dendrites that the model had:\n"

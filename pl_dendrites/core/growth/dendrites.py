@@ -100,6 +100,11 @@ class Dendrites(nn.ModuleList):
         return sum(form.count for form in self.forms)
 
     @property
+    def size(self) -> int:
+        """Dendrites per neuron and units that all neurons share, together."""
+        return self.count + sum(block.form.units for block in self.shared)
+
+    @property
     def forms(self) -> list[Form | SharedForm]:
         """What its blocks look like."""
         return [block.form for block in self]
