@@ -16,7 +16,8 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.records import by_reason, phase_record, why_none
-from pl_dendrites.saved.best import BestModel, has_weights, model_weights
+from pl_dendrites.saved.best import BestModel
+from pl_dendrites.saved.copies import has_weights, model_weights
 from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
 from pl_dendrites.training import optimizers
@@ -26,7 +27,7 @@ from pl_dendrites.training.groups import begin_remembering
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.refusals import refuse_homeless
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, unwrap, wrap
 
 __all__ = ["Fit"]
 
@@ -52,7 +53,7 @@ class Fit:
     def __init__(self, settings: Settings, shards: Shards) -> None:
         self.network: DendriticNetwork | None = None
         self.machine = PhaseMachine(**settings.machine)
-        self.best = BestModel(settings.dirpath)
+        self.best = BestModel(settings.dirpath, settings.best_on == "disk", save_straight)
         self.history: list[dict[str, Any]] = []
         self._settings, self._shards = settings, shards
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
@@ -75,6 +76,7 @@ class Fit:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
         self.attach(trainer, module)
+        self.best.part_from(module)
         self._tell_skipped(trainer)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
@@ -347,9 +349,8 @@ class Fit:
         return self._uses if self._settings.by_gradient else None
 
     def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.best.weights is None:
+        if not self.best.restore(module):
             return
-        self.best.restore(module)
         self._network.freeze_mirrors()
         # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
         for parameter in module.parameters():
@@ -441,6 +442,7 @@ class Fit:
         """
         state = FitState.from_dict(saved)
         self._refuse_other_metric(state)
+        self.best.load_state_dict(state.best)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
@@ -448,7 +450,6 @@ class Fit:
         self._has_state = True
         self.machine.load_state_dict(state.machine)
         self.history = [dict(record) for record in state.history]
-        self.best.load_state_dict(state.best)
         self._score.load_state_dict(state.score)
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
@@ -490,6 +491,7 @@ class Fit:
                 self._interrupted = None
         return self._interrupted
 
-    def load_beside(self, checkpoint: Mapping[str, Any]) -> None:
+    def load_beside(self, trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
         """Read the names that :meth:`save_beside` wrote."""
+        self.best.checkpoint = trainer.ckpt_path
         self._saved_names = parameter_names_in(checkpoint, _NAMES_KEY)

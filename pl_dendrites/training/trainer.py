@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,6 +36,7 @@ __all__ = [
     "loss_scale",
     "no_early_stopping",
     "no_validation",
+    "save_straight",
     "shards",
     "unwrap",
     "wrap",
@@ -250,6 +252,27 @@ def load_within(trainer: pl.Trainer, context: Callable[[], AbstractContextManage
     shadows = Shadows()
     shadows.put(trainer.strategy, "load_model_state_dict", load_here)
     return shadows
+
+
+def save_straight(trainer: pl.Trainer, path: Path) -> None:
+    """Save a checkpoint to a local file; Lightning itself puts the whole file together in memory first.
+
+    Args:
+        trainer: the Trainer; all its processes must call this.
+        path: the file, which is not whole until this is over.
+    """
+
+    def save(checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:  # of a full disk Python says so; PyTorch, which may write to a path, does not
+            torch.save(checkpoint, file)
+
+    shadows = Shadows()
+    shadows.put(trainer.strategy.checkpoint_io, "save_checkpoint", save)
+    try:
+        trainer.save_checkpoint(path)
+    finally:
+        shadows.release()
 
 
 def unwrap(trainer: pl.Trainer) -> None:
