@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,8 +64,8 @@ def _local(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _checked(path: str | Path, trusted: bool) -> Iterator[Path]:
-    # A file with all that a checkpoint holds, of which it is known that whoever reads it runs nothing.
+def _whole(path: str | Path, trusted: bool) -> Iterator[Path]:
+    # A file with all that a checkpoint holds.
     if Path(path).is_dir():
         with TemporaryDirectory() as directory:
             file = Path(directory) / "whole.ckpt"
@@ -71,9 +73,43 @@ def _checked(path: str | Path, trusted: bool) -> Iterator[Path]:
             yield file
         return
     with _local(path) as file:
-        if not trusted:
-            read_trainers(file, path)
         yield file
+
+
+# Lightning reads a file into memory whole. What is handed to it instead names this, which is open already, and of which
+# only those tensors are read that the model takes.
+_OPEN: ContextVar[dict[str, Any]] = ContextVar("pl_dendrites_open")
+
+
+class _Open:
+    def __reduce__(self) -> Any:
+        return _opened, ()
+
+
+def _opened() -> dict[str, Any]:
+    return _OPEN.get()
+
+
+def _load_open(model_class: type[ModelT], checkpoint: dict[str, Any], **kwargs: Any) -> ModelT:
+    torch.save(_Open(), name := io.BytesIO())
+    name.seek(0)
+    token = _OPEN.set(checkpoint)
+    try:
+        with torch.serialization.safe_globals([_opened]):
+            return model_class.load_from_checkpoint(name, **{**kwargs, "weights_only": True})
+    finally:
+        _OPEN.reset(token)
+
+
+def _loads_as_lightning(model_class: type[pl.LightningModule]) -> bool:
+    method = getattr(model_class.load_from_checkpoint, "__func__", None)
+    return getattr(method, "__module__", "") in ("lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+
+def _where_it_was(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+    # As Lightning does it without a `map_location`.
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "xla": False}
+    return None if there.get(location.partition(":")[0], True) else storage.cpu()
 
 
 def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: Any) -> ModelT:
@@ -110,8 +146,14 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         ...     load_from_checkpoint(BoringModel, file.name).layer.dendrites.count
         1
     """
+    trusted = kwargs.get("weights_only") is False
     try:
-        with _checked(path, kwargs.get("weights_only") is False) as file, _growing(model_class):
+        with _whole(path, trusted) as file, _growing(model_class):
+            if _loads_as_lightning(model_class):
+                place = kwargs.get("map_location") or _where_it_was
+                return _load_open(model_class, read_trainers(file, path, map_location=place, trusted=trusted), **kwargs)
+            if not trusted:
+                read_trainers(file, path)  # so it is known that whoever reads it runs nothing
             # A class of the user's may take one kind of path alone.
             return model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
     except NotPlainError as error:
