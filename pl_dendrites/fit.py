@@ -76,7 +76,6 @@ class Fit:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
         self.attach(trainer, module)
-        self.best.part_from(module)
         self._tell_skipped(trainer)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()

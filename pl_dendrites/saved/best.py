@@ -134,12 +134,6 @@ class BestModel:
                 module.load_state_dict(weights, strict=module.strict_loading)
         return weights is not None
 
-    def part_from(self, module: pl.LightningModule) -> None:
-        """Have the best network in memory of its own: a model may have taken it over with the checkpoint's."""
-        used = {address(tensor) for tensors in (module.parameters(), module.buffers()) for tensor in tensors} - {0}
-        held = self._held or {}
-        held.update({k: v.clone() for k, v in held.items() if isinstance(v, Tensor) and address(v) in used})
-
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""
         state = {"weights": None if self._held is None else self._hand_out(self._held), "path": self.path}
