@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from pl_dendrites.saved.folder import weights_to_fit
 from pl_dendrites.training.configuring import Configuring
 from pl_dendrites.training.fsdp import Shards
 from pl_dendrites.training.refusals import refuse_optimizers, refuse_unsupported
-from pl_dendrites.training.trainer import Shadows, load_within
+from pl_dendrites.training.trainer import Shadows, load_within, note_trust
 
 __all__ = ["DendriteCallback"]
 
@@ -214,6 +215,8 @@ class DendriteCallback(pl.Callback):
         if self._stage == "fit":
             self._fit = Fit(self._settings, self._shards)
             refuse_unsupported(trainer, self.monitor, grows_on_load, self._settings.best_on)
+            if self._settings.best_on == "disk":
+                note_trust(trainer, self._loading, partial(setattr, self._fit.best, "trusting"))
             self._configuring = Configuring(trainer, pl_module, self._settings.schedule_epochs)
         self._shards.begin(trainer, pl_module, self._fit.attach if self._stage == "fit" else None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from pl_dendrites import DendriteCallback, load_from_checkpoint
 from pl_dendrites.saved import copies
 from pl_dendrites.saved.best import BestModel
 from pl_dendrites.training.trainer import save_straight
-from tests.models import QUIET, Classifier, bits, classifier, quick, same_bits, train
+from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
+from tests.test_loading import Configured, Mode
 
 EPOCHS = 12
 
@@ -98,6 +100,13 @@ def test_what_was_handed_out_does_not_change(hold: Callable[[dict[str, Any]], An
         one.keep(TRAINER, model)
         assert same_bits(dict(one.weights), bits(model))
     assert torch.equal(handed["net.0.weight"] if isinstance(handed, dict) else handed, before)
+
+
+def test_a_callback_that_has_lent_its_best_network_can_be_pickled() -> None:
+    dendrites = quick()
+    train(classifier(), dendrites, max_epochs=1)
+    lent = dendrites.state_dict()["best"]["weights"]
+    assert same_bits(pickle.loads(pickle.dumps(dendrites)).state_dict()["best"]["weights"], lent)
 
 
 def test_tied_weights_stay_tied_in_the_copy_and_in_files(tmp_path: Path) -> None:
@@ -219,8 +228,7 @@ def test_on_the_disk_training_is_what_it_is_in_memory(in_memory: Any, tmp_path: 
     assert same_bits(bits(load_from_checkpoint(Classifier, file)), bits(model))
 
 
-@pytest.mark.parametrize("epochs", [3, 5, 7])
-@pytest.mark.parametrize("then", ["disk", "memory", "moved"])
+@pytest.mark.parametrize(("epochs", "then"), [(3, "memory"), (5, "disk"), (7, "moved")])
 def test_on_the_disk_a_run_goes_on_to_the_same_bits(epochs: int, then: str, in_memory: Any, tmp_path: Path) -> None:
     """Within a correlation phase, too; in another directory, and with the best network in memory from then on."""
     folder, end = tmp_path / "a", tmp_path / "a" / "end.ckpt"
@@ -258,6 +266,16 @@ def test_on_the_disk_a_run_goes_on_from_memory(in_memory: Any, tmp_path: Path) -
     dendrites, model = on_disk(tmp_path / "best"), classifier(seed=3)
     train(model, dendrites, max_epochs=EPOCHS, ckpt_path=tmp_path / "end.ckpt")
     assert same_bits(bits(model), in_memory[0])
+
+
+def test_on_the_disk_a_run_goes_on_with_hyperparameters_that_are_trusted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    saver = ModelCheckpoint(tmp_path, "end", save_on_train_epoch_end=True)
+    train(Configured(Mode.FAST), on_disk(tmp_path), saver, max_epochs=4, enable_checkpointing=True)
+    trainer = L.Trainer(callbacks=[dendrites := on_disk(tmp_path)], max_epochs=6, **QUIET)
+    trainer.fit(Configured(Mode.FAST), *loaders(), ckpt_path=tmp_path / "end.ckpt", weights_only=False)
+    assert len(dendrites.history) > 2
+    assert not {"load_checkpoint", "load_model_state_dict"} & vars(trainer.strategy).keys()
 
 
 def resume(path: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,7 @@ from weakref import WeakValueDictionary
 import fsspec
 import lightning.pytorch as pl
 from fsspec.implementations.local import LocalFileSystem
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from pl_dendrites.core.growth.sharded import is_sharded, scatter_weights
@@ -23,6 +25,11 @@ from pl_dendrites.saved.reading import read_trainers
 __all__ = ["BestModel"]
 
 Save = Callable[[pl.Trainer, Path], None]
+
+
+class _Lent(WeakValueDictionary[int, Tensor]):
+    def __reduce__(self) -> Any:  # a process that is spawned has lent nothing
+        return _Lent, ()
 
 
 class BestModel:
@@ -41,15 +48,17 @@ class BestModel:
     Attributes:
         path: the file; empty if there is none (yet).
         checkpoint: the one that a state to go on from comes from, if any; its folder may have the file, too.
+        trusting: whether the user said that anything may be read with it.
     """
 
     def __init__(self, dirpath: str | Path | None, on_disk: bool, save: Save) -> None:
         self._dirpath, self._on_disk, self._save = dirpath, on_disk, save
         self.path = ""
         self.checkpoint: str | Path | None = None
+        self.trusting = False
         self._held: dict[str, Any] | None = None
         # What others may look at is not written to: what was handed out, as long as it is there, and what was given.
-        self._lent: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        self._lent = _Lent()
         self._given: set[int] = set()
         self._file, self._trusted = "", False  # by which a file is known to be the one; whether it is our own
         self._written: set[str] = set()
@@ -108,6 +117,10 @@ class BestModel:
             self._held, self._file = dict(module.state_dict()), name  # for its own file, which is written now
             _save_whole(trainer, self.path, self._save, always=True)
             trainer.strategy.barrier()
+            if not Path(self.path).is_file():
+                raise MisconfigurationException(
+                    f"best_on='disk' needs a directory that all processes see: there is no '{self.path}' here"
+                )
         except BaseException:
             self.path, self._told = before, told
             self._held = None
@@ -164,10 +177,10 @@ class BestModel:
                     raise
                 path, name = "", ""
             else:
-                weights, name = (None, name) if self._on_disk else (there, "")
+                weights, name = (None, name) if self._on_disk else (deepcopy(dict(there)), "")
         self._held = None if weights is None else {key: _on_cpu(value) for key, value in weights.items()}
         self._given = {address(value) for value in (self._held or {}).values() if isinstance(value, Tensor)}
-        self.path, self._file, self._trusted = path, name, False
+        self.path, self._file = path, name
         self._told = [path] if name else []
         self._written = {path for path in self._told if Path(path).parent == self._folder}
 
@@ -177,7 +190,8 @@ class BestModel:
         folders = [folder for folder in (self._folder, beside) if folder is not None]
         for path in (folder / file for folder in folders):
             if path.is_file():
-                return str(path), _weights_in(path, name)
+                self._trusted = self.trusting or str(path) in self._written
+                return str(path), _weights_in(path, name, self._trusted)
         raise ValueError(
             f"the best network of that time is in the file '{file}' (best_on='disk'), which is not in"
             f" {[str(folder) for folder in folders]}. Give the directory that has it as `dirpath`. If it is no more,"
@@ -186,7 +200,7 @@ class BestModel:
         )
 
 
-def _weights_in(path: Path, name: str, trusted: bool = False) -> Mapping[str, Any]:
+def _weights_in(path: Path, name: str, trusted: bool) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"the best network is in '{path}', which is not there any more")
     callbacks = read_trainers(path, path, trusted=trusted).get("callbacks")

@@ -36,6 +36,7 @@ __all__ = [
     "loss_scale",
     "no_early_stopping",
     "no_validation",
+    "note_trust",
     "save_straight",
     "shards",
     "unwrap",
@@ -252,6 +253,17 @@ def load_within(trainer: pl.Trainer, context: Callable[[], AbstractContextManage
     shadows = Shadows()
     shadows.put(trainer.strategy, "load_model_state_dict", load_here)
     return shadows
+
+
+def note_trust(trainer: pl.Trainer, shadows: Shadows, note: Callable[[bool], None]) -> None:
+    """Have it noted, until shadows are released, whether what a Trainer loads is told to be read whatever it holds."""
+    load = trainer.strategy.load_checkpoint
+
+    def load_here(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        note(weights_only is False)
+        return load(checkpoint_path, weights_only=weights_only)
+
+    shadows.put(trainer.strategy, "load_checkpoint", load_here)
 
 
 def save_straight(trainer: pl.Trainer, path: Path) -> None:
