@@ -153,6 +153,26 @@ def test_zeros_of_another_sign_are_others() -> None:
     assert [weights[key] is kept[key] for key in "abc"] == [True, False, False]
 
 
+def test_what_is_no_plain_tensor_is_copied_as_it_is() -> None:
+    model, kept = Big(), best()
+    odd = {
+        "sparse": torch.eye(3).to_sparse(),
+        "conjugate": torch.ones(2, dtype=torch.complex64).mul(1j).conj(),
+        "nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+        "empty": torch.zeros(0, 3),
+        "repeated": torch.ones(1).expand(3),
+    }
+    for name, value in odd.items():
+        model.register_buffer(name, value)
+    for _ in range(2):
+        kept.keep(TRAINER, model)
+        weights = kept.state_dict()["weights"]
+        copies.share_weights({"state_dict": model.state_dict()}, weights)
+        assert torch.equal(weights["sparse"].to_dense(), torch.eye(3))
+        assert all(torch.equal(weights[name], odd[name]) for name in ("conjugate", "empty", "repeated"))
+        assert torch.equal(weights["nested"].unbind()[1], torch.zeros(3))
+
+
 @pytest.mark.parametrize("second", [False, True])
 def test_ctrl_c_while_the_best_network_is_copied(second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of one network and half of another is none."""

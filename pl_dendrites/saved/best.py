@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.growth.sharded import is_sharded, scatter_weights
 from pl_dendrites.core.structure import taken_whole
@@ -157,8 +158,8 @@ class BestModel:
         return state | {"file": self._file}
 
     def _hand_out(self, weights: dict[str, Any]) -> dict[str, Any]:
-        found = {key: value.detach() if isinstance(value, Tensor) else value for key, value in weights.items()}
-        tensors = [value for value in found.values() if isinstance(value, Tensor)]
+        found = {key: value.detach() if _has_values(value) else value for key, value in weights.items()}
+        tensors = [value for value in found.values() if _has_values(value)]
         self._lent.update({id(tensor): tensor for tensor in tensors})
         return found
 
@@ -179,7 +180,7 @@ class BestModel:
             else:
                 weights, name = (None, name) if self._on_disk else (deepcopy(dict(there)), "")
         self._held = None if weights is None else {key: _on_cpu(value) for key, value in weights.items()}
-        self._given = {address(value) for value in (self._held or {}).values() if isinstance(value, Tensor)}
+        self._given = {address(value) for value in (self._held or {}).values() if _has_values(value)}
         self.path, self._file = path, name
         self._told = [path] if name else []
         self._written = {path for path in self._told if Path(path).parent == self._folder}
@@ -212,8 +213,12 @@ def _weights_in(path: Path, name: str, trusted: bool) -> Mapping[str, Any]:
     raise ValueError(f"'{path}' is another file than the one that the best network was written to")
 
 
+def _has_values(value: Any) -> bool:
+    return isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta
+
+
 def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
+    return value.cpu() if _has_values(value) else value
 
 
 def _save_whole(trainer: pl.Trainer, path: str, save: Save, always: bool = False) -> None:

@@ -97,8 +97,9 @@ def _place(tensor: Tensor) -> Any:
 
 def _is_plain(tensor: Tensor) -> bool:
     # Numbers in memory, to be read as they are.
-    odd = tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg()
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not odd
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return False
+    return not (tensor.is_nested or tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg())
 
 
 def share_weights(checkpoint: Mapping[str, Any], weights: dict[str, Any]) -> None:
