@@ -7,6 +7,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.mirrors import check_mirrors
@@ -45,7 +48,7 @@ _DECIDE = (
 # Each has as many units as there are before it.
 _MOST_SETS = 16
 # Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
-_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "optimizer", "verbose")
+_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "best_on", "optimizer", "verbose")
 
 
 class Settings:
@@ -70,7 +73,8 @@ class Settings:
         correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
         restart: whether each base phase starts with optimizers and schedulers as they were when the fit began.
         schedule_epochs: over which a schedule goes: those of a base phase, if they are known and each starts anew.
-        dirpath: where to write ``best.ckpt``.
+        dirpath: where to write the best network.
+        best_on: whether it is in memory or on the disk alone.
         verbose: whether to say on the console what happens.
 
     Raises:
@@ -112,7 +116,8 @@ class Settings:
         self.max_dendrites: int = given["max_dendrites"]
         self.correlation_min_delta: float = given["correlation_min_delta"]
         self.schedule_epochs: int | None = given["base_epochs"] if given["restart"] else None
-        self.restart, self.verbose, self.dirpath = given["restart"], given["verbose"], given["dirpath"]
+        self.restart, self.verbose = given["restart"], given["verbose"]
+        self.dirpath, self.best_on = given["dirpath"], given["best_on"]
 
     def _share(self, given: Mapping[str, Any]) -> None:
         # Of shared dendrites a correlation phase is the time to take samples.
@@ -184,6 +189,9 @@ def _check(given: Mapping[str, Any]) -> None:
     check("share", share == 1 or not by_gradient, "1 with learning='gradient', which knows no worth", share)
     check("optimizer", optimizer is None or callable(optimizer), "a callable", optimizer)
     check("dirpath", dirpath is None or (isinstance(dirpath, str | Path) and dirpath != ""), "a path", dirpath)
+    check_one_of("best_on", given["best_on"], ("memory", "disk"))
+    there = dirpath is not None and isinstance(fsspec.core.url_to_fs(str(dirpath))[0], LocalFileSystem)
+    check("dirpath", there or given["best_on"] != "disk", "a local directory with best_on='disk'", dirpath)
     for name in ("skip_validation", "stop_on_overfit", "restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +20,13 @@ from pl_dendrites.core.targets import Predicate
 from pl_dendrites.fit import Fit
 from pl_dendrites.report import write_report
 from pl_dendrites.reporting.tables import summary_table
+from pl_dendrites.saved.copies import share_weights
 from pl_dendrites.saved.folder import weights_to_fit
 from pl_dendrites.saved.partial import refuse_lost
 from pl_dendrites.training.configuring import Configuring
 from pl_dendrites.training.fsdp import Shards
 from pl_dendrites.training.refusals import refuse_optimizers, refuse_unsupported
-from pl_dendrites.training.trainer import Shadows, load_within, save_by_way_of
+from pl_dendrites.training.trainer import Shadows, load_within, note_trust, save_by_way_of
 
 __all__ = ["DendriteCallback"]
 
@@ -93,8 +95,10 @@ class DendriteCallback(pl.Callback):
             that the training loss fell in it came after its best score. The reason of the phase says so in any case.
         optimizer: makes the candidates' optimizer from their parameters; ``None``: Adam with learning rate 0.01.
         restart: start each base phase with optimizers and schedulers as they were when the fit began.
-        dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file. The best network
-            is held in memory and in the callback's state in any case.
+        dirpath: where to write ``best.ckpt``, a full checkpoint, at every new best; ``None``: no file.
+        best_on: where the best network is. ``"memory"``: in main memory, and in checkpoints. ``"disk"``, for models
+            that fill the memory: in a file of its own name for each, ``best-*.ckpt`` in ``dirpath``, a local directory
+            that all processes see; checkpoints hold the name.
         verbose: say on the console what happens: one log line per event, with its reason, and on the progress bar the
             phase, the dendrites per neuron and, in correlation phases, the largest correlation of the last epoch.
 
@@ -156,6 +160,7 @@ class DendriteCallback(pl.Callback):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         restart: bool = True,
         dirpath: str | Path | None = None,
+        best_on: Literal["memory", "disk"] = "memory",
         verbose: bool = True,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
@@ -216,7 +221,7 @@ class DendriteCallback(pl.Callback):
 
     @property
     def best_model_path(self) -> str:
-        """Path of ``best.ckpt``; empty where none was written."""
+        """Path of the file with the best network; empty where none was written."""
         return self._fit.best.path
 
     @property
@@ -255,7 +260,9 @@ class DendriteCallback(pl.Callback):
         self._stage = str(getattr(stage, "value", stage))
         if self._stage == "fit":
             self._fit = Fit(self._settings, self._shards)
-            refuse_unsupported(trainer, self.monitor, grows_on_load)
+            refuse_unsupported(trainer, self.monitor, grows_on_load, self._settings.best_on)
+            if self._settings.best_on == "disk":
+                note_trust(trainer, self._loading, partial(setattr, self._fit.best, "trusting"))
             self._configuring = Configuring(trainer, pl_module, self._settings.schedule_epochs)
         self._shards.begin(trainer, pl_module, self._fit.attach if self._stage == "fit" else None)
 
@@ -361,10 +368,13 @@ class DendriteCallback(pl.Callback):
     ) -> None:
         """Put into the checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid."""
         self._fit.save_beside(trainer, pl_module, checkpoint)
+        weights = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("best", {}).get("weights")
+        if weights is not None:
+            share_weights(checkpoint, weights)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Read what :meth:`on_save_checkpoint` wrote; refuse a checkpoint that lacks dendrites which the model had."""
         refuse_lost(pl_module, checkpoint)
-        self._fit.load_beside(checkpoint)
+        self._fit.load_beside(trainer, checkpoint)

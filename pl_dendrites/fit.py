@@ -33,7 +33,7 @@ from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, unwrap, wrap
 
 __all__ = ["Fit"]
 
@@ -60,7 +60,7 @@ class Fit:
     def __init__(self, settings: Settings, shards: Shards) -> None:
         self.network: DendriticNetwork | None = None
         self.machine = PhaseMachine(**settings.machine)
-        self.best = BestModel(settings.dirpath)
+        self.best = BestModel(settings.dirpath, settings.best_on == "disk", save_straight)
         self.history: list[dict[str, Any]] = []
         self._settings, self._shards = settings, shards
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
@@ -332,9 +332,8 @@ class Fit:
         return self._uses if self._settings.by_gradient else None
 
     def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.best.weights is None:
+        if not self.best.restore(module):
             return
-        self.best.restore(module)
         self._network.follow_mirrored()
         # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
         for parameter in module.parameters():
@@ -436,6 +435,7 @@ class Fit:
         state = FitState.from_dict(saved)
         settings = self._settings
         state.refuse_other(settings.monitor, settings.mode, settings.mirrors)
+        self.best.load_state_dict(state.best)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
@@ -443,7 +443,6 @@ class Fit:
         self.began = True
         self.machine.load_state_dict(state.machine)
         self.history = [dict(record) for record in state.history]
-        self.best.load_state_dict(state.best)
         self._score.load_state_dict(state.score)
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted
@@ -483,6 +482,7 @@ class Fit:
             self._interrupted = None
         return self._interrupted
 
-    def load_beside(self, checkpoint: Mapping[str, Any]) -> None:
+    def load_beside(self, trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
         """Read the names that :meth:`save_beside` wrote."""
+        self.best.checkpoint = trainer.ckpt_path
         self._saved_names = parameter_names_in(checkpoint, _NAMES_KEY)

@@ -185,3 +185,11 @@ def test_two_spirals_are_solved_by_one_neuron(tmp_path: Path) -> None:
     assert int(solved) >= 9
     assert float(mean) <= 13
     assert (tmp_path / "regions.png").stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_the_benchmark_of_peak_memory_measures_a_row(here: Any, tmp_path: Path) -> None:
+    memory = here("benchmarks.memory")
+    memory.ROWS[memory.FILE][0](0.01, tmp_path)
+    own, most = memory.measure("load", 0.01, tmp_path)
+    assert max(own, most) < 100

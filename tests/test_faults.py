@@ -6,6 +6,7 @@ Exceptions are in test_exceptions.py; kills at random moments, in number, in fau
 from __future__ import annotations
 
 import errno
+import io
 import os
 import pickle
 import shutil
@@ -186,12 +187,20 @@ class Disk:
     Args:
         name: of the file.
         count: n.
-        moving: while Lightning's temporary file moves to another disk; else while it is written.
+        moving: while Lightning's temporary file moves to another disk; else while it is written. Our own files do
+            not move.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, count: int, moving: bool) -> None:
         self.name, self.left, self.full = name, count, False
-        write, move = LocalFileOpener.write, shutil.move
+        write, move, save = LocalFileOpener.write, shutil.move, torch.save
+
+        def half_save(checkpoint: Any, file: Any) -> None:
+            if not isinstance(file, io.BufferedWriter) or not self._is_now(file.name):
+                return save(checkpoint, file)
+            save(checkpoint, whole := io.BytesIO())
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         def half_write(opener: LocalFileOpener, data: bytes) -> int:
             if moving or not self._is_now(opener.path):
@@ -206,6 +215,7 @@ class Disk:
             Path(target).write_bytes(data[: len(data) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
 
+        monkeypatch.setattr(torch, "save", half_save)
         monkeypatch.setattr(LocalFileOpener, "write", half_write)
         monkeypatch.setattr(local_files.shutil, "move", half_move)
 

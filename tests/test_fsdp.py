@@ -207,6 +207,11 @@ def test_saving_after_an_exception(tmp_path: Path, alone: dict[str, Any]) -> Non
         L.Trainer(callbacks=callbacks, **(alone | {"enable_checkpointing": True})).fit(Linears(), *loaders())
 
 
+def test_the_best_network_on_the_disk(tmp_path: Path, alone: dict[str, Any]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"best_on='disk' cannot work with .*Leave it out"):
+        L.Trainer(callbacks=[quick(dirpath=tmp_path, best_on="disk")], **alone).fit(Linears(), *loaders())
+
+
 def test_every_stack_of_dendrites_comes_back() -> None:
     """Sets of another activation, from an earlier fit, are a stack of their own; sharding itself plays no part here."""
     one, other = (nn.Sequential(nn.Linear(3, 2)) for _ in range(2))

@@ -224,7 +224,7 @@ SETTINGS = {
     "own backward": Setting(OwnBackward, callback={"max_dendrites": 1}),
     "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
-    "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2}),
+    "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2, "best_on": "disk"}),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
     "fp16": Setting(Half, trainer=half_precision, rows=(30, 2), callback={"max_dendrites": 1}),
 }

@@ -56,18 +56,19 @@ class Claims:
         self._spare -= needed
 
 
-def check_claims(value: Any, what: str, source: str) -> None:
+def check_claims(value: Any, what: str, source: str, *, tied: bool = False) -> None:
     """Believe what all tensors in nested dicts and lists claim.
 
     Args:
         value: a tensor, a container, or anything else.
         what: what messages call it.
         source: what messages call the file.
+        tied: whether the same numbers at several places, as those of a tied weight, claim their memory once.
 
     Raises:
         ValueError: if they claim more than they hold.
     """
-    tensors: list[Tensor] = []
+    tensors: dict[Any, Tensor] = {}
     seen: set[int] = set()
     waiting: list[Any] = [value]
     while waiting:
@@ -76,12 +77,19 @@ def check_claims(value: Any, what: str, source: str) -> None:
             continue
         seen.add(id(entry))
         if isinstance(entry, Tensor):
-            tensors.append(entry)
+            tensors[_numbers_of(entry) if tied else len(tensors)] = entry
         elif isinstance(entry, Mapping):
             waiting.extend(entry.values())
         elif isinstance(entry, list | tuple):
             waiting.extend(entry)
-    Claims().take(tensors, what, source)
+    Claims().take(tensors.values(), what, source)
+
+
+def _numbers_of(tensor: Tensor) -> Any:
+    if isinstance(shape_of(tensor), str):
+        return id(tensor)
+    own = local(tensor)
+    return own.data_ptr(), own.shape, own.stride(), own.dtype
 
 
 def shape_of(value: Any) -> tuple[int, ...] | str:

@@ -1,9 +1,12 @@
 """What is saved, and how it comes back.
 
-``fit_state`` is the callback's part of a checkpoint and refuses what cannot be one, ``best`` the best network so far,
-``partial`` completes what models save that save a part of themselves, ``interrupted`` is what an exception found,
-``loading`` reads checkpoints and makes grown models of them, ``folder`` reads those that are folders, ``folder_index``
-says what is where in one, and ``reading`` is where tensors and plain values come out of a file, and nothing else.
+- ``fit_state`` is the callback's part of a checkpoint and refuses what cannot be one.
+- ``best`` is the best network so far; ``copies`` makes copies of weights where there must be some.
+- ``partial`` completes what models save that save a part of themselves.
+- ``interrupted`` is what an exception found.
+- ``loading`` reads checkpoints and makes grown models of them; ``folder`` reads those that are folders, and
+  ``folder_index`` says what is where in one.
+- ``reading`` is where tensors and plain values come out of a file, and nothing else.
 
 It may import the core and Lightning, and knows neither the Trainer's side nor what is shown. How a state_dict tells the
 structure of a model is in the core, which has to restore it without anything else: ``core.structure``, ``core.keys``.

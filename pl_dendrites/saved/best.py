@@ -3,127 +3,245 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 import fsspec
 import lightning.pytorch as pl
-import torch
 from fsspec.implementations.local import LocalFileSystem
-from torch import Tensor, nn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from pl_dendrites.core.growth.sharded import gather_weights, is_sharded, scatter_weights
+from pl_dendrites.core.growth.sharded import is_sharded, scatter_weights
 from pl_dendrites.core.keys import is_dendrite_key
 from pl_dendrites.core.structure import taken_whole
+from pl_dendrites.saved.copies import address, model_weights, on_cpu
+from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.partial import whole_state
+from pl_dendrites.saved.reading import read_trainers
 
-__all__ = ["BestModel", "has_weights", "model_weights", "on_cpu"]
+__all__ = ["BestModel"]
 
-
-def model_weights(module: pl.LightningModule) -> dict[str, Any]:
-    """A copy on the CPU of all that a model has, what it leaves out of its checkpoints too.
-
-    Of a sharded one see :func:`~pl_dendrites.core.growth.sharded.gather_weights`.
-    """
-    if is_sharded(module):
-        return gather_weights(module)
-    return on_cpu(whole_state(module))
+Save = Callable[[pl.Trainer, Path], None]
 
 
-def on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a state_dict on the CPU."""
-    return {
-        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value for key, value in state.items()
-    }
-
-
-def has_weights(module: nn.Module, weights: Mapping[str, Any]) -> bool:
-    """Whether a model has these weights, to the last bit; what else a state_dict holds is not compared.
-
-    Args:
-        module: the model, on any device.
-        weights: as :func:`model_weights` returns them.
-    """
-    present = whole_state(module)
-    return present.keys() == weights.keys() and all(
-        _same(value, weights[key]) for key, value in present.items() if isinstance(value, Tensor)
-    )
-
-
-def _same(value: Tensor, other: Any) -> bool:
-    if not isinstance(other, Tensor) or (value.shape, value.dtype) != (other.shape, other.dtype):
-        return False
-    value, other = value.detach().cpu(), other.cpu()
-    return torch.equal(value, other) or bool(((value == other) | (value.isnan() & other.isnan())).all())
+class _Lent(WeakValueDictionary[int, Tensor]):
+    def __reduce__(self) -> Any:  # a process that is spawned has lent nothing
+        return _Lent, ()
 
 
 class BestModel:
-    """The best network so far, in memory and, if a directory is given, in ``best.ckpt``.
+    """The best network so far.
 
-    The callback's state holds it in both cases: a run that is resumed from a checkpoint older than the file must find
-    the best network of that time.
+    It is in memory, and in ``best.ckpt`` too if a directory is given. The callback's state holds it: a run that is
+    resumed from a checkpoint older than the file must find the best network of that time. Or it is on the disk alone,
+    each one in a file of its own name, which the callback's state tells. There stay the file of the best network and
+    those that the last two such states told of; what was there before this fit is left alone.
 
     Args:
-        dirpath: directory for the file.
+        dirpath: directory for files.
+        on_disk: whether it is on the disk alone.
+        save: saves a checkpoint to a local file, without putting it together in memory first.
 
     Attributes:
         path: the file; empty if there is none (yet).
-        weights: the network, on the CPU; ``None`` if there is none (yet).
+        checkpoint: the one that a state to go on from comes from, if any; its folder may have the file, too.
+        trusting: whether the user said that anything may be read with it.
     """
 
-    def __init__(self, dirpath: str | Path | None = None) -> None:
-        self._dirpath = dirpath
-        self.weights: dict[str, Any] | None = None
+    def __init__(self, dirpath: str | Path | None, on_disk: bool, save: Save) -> None:
+        self._dirpath, self._on_disk, self._save = dirpath, on_disk, save
         self.path = ""
+        self.checkpoint: str | Path | None = None
+        self.trusting = False
+        self._held: dict[str, Any] | None = None
+        # What others may look at is not written to: what was handed out, as long as it is there, and what was given.
+        self._lent = _Lent()
+        self._given: set[int] = set()
+        self._file, self._trusted = "", False  # by which a file is known to be the one; whether it is our own
+        self._written: set[str] = set()
+        self._told: list[str] = []
+
+    @property
+    def weights(self) -> Mapping[str, Any] | None:
+        """The network, on the CPU or in a file that is read as tensors are looked at; ``None`` if there is none (yet).
+
+        Raises:
+            ValueError: if the file is there no more, or another one.
+        """
+        return self._held if not self._file else _weights_in(Path(self.path), self._file, self._trusted)
 
     def keep(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Make the present network the best. A file is replaced whole or not at all."""
-        self.weights = model_weights(module)
+        if self._on_disk:
+            self._write(trainer, module)
+            return
+        self._hold(module)
         if self._dirpath is not None:
             before, self.path = self.path, str(self._dirpath).rstrip("/") + "/best.ckpt"
             try:
-                _save_whole(trainer, self.path)
+                _save_whole(trainer, self.path, self._save)
             except BaseException:
                 self.path = before
                 raise
 
-    def restore(self, module: pl.LightningModule) -> None:
-        """Load the best network into the model, if there is one; the model grows or shrinks to fit."""
-        if self.weights is not None and is_sharded(module):
-            scatter_weights(module, self.weights)
-        elif self.weights is not None:
+    @property
+    def _folder(self) -> Path | None:
+        return None if self._dirpath is None else Path(fsspec.core.url_to_fs(str(self._dirpath))[1])
+
+    def _hold(self, module: pl.LightningModule) -> None:
+        self._file = ""
+        try:
+            self._copy(module)
+        except BaseException:  # of Ctrl-C, say, the network that it interrupts is no less the best
+            if self._held is None and not is_sharded(module):
+                self._copy(module)
+            raise
+
+    def _copy(self, module: pl.LightningModule) -> None:
+        # Half of one network and half of another is none.
+        former, self._held = dict(self._held or {}), None
+        lent = self._given.union(map(address, self._lent.values()))
+        self._held = model_weights(module, former, lent)
+        self._given = set()
+
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        before = self.path
+        told = list(self._told)
+        name = trainer.strategy.broadcast(f"{trainer.global_step}-{uuid4().hex[:8]}")
+        assert self._folder is not None
+        self.path = str(self._folder / f"best-{name}.ckpt")
+        try:
+            self._held, self._file = whole_state(module), name  # for its own file, which is written now
+            _save_whole(trainer, self.path, self._save, always=True)
+            trainer.strategy.barrier()
+            if not Path(self.path).is_file():
+                raise MisconfigurationException(
+                    f"best_on='disk' needs a directory that all processes see: there is no '{self.path}' here"
+                )
+        except BaseException:
+            self.path, self._told = before, told
+            self._held = None
+            self._hold(module)
+            raise
+        self._held, self._trusted, self._told = None, True, told
+        self._written.add(self.path)
+        for path in self._written.difference([self.path, *told]):
+            self._written.discard(path)
+            if trainer.is_global_zero:
+                _remove(Path(path))
+
+    def restore(self, module: pl.LightningModule) -> bool:
+        """Load the best network into the model, which grows or shrinks to fit.
+
+        Returns:
+            Whether there is one.
+        """
+        weights = self.weights
+        if weights is not None and is_sharded(module):
+            scatter_weights(module, weights)
+        elif weights is not None:
             with taken_whole():
-                module.load_state_dict(self.weights, strict=module.strict_loading)
+                module.load_state_dict(weights, strict=module.strict_loading)
+        return weights is not None
 
     def complete(self, module: pl.LightningModule) -> None:
         """Take what a checkpoint left out from a model that was loaded from it."""
-        if self.weights is not None and not is_sharded(module):
-            whole, kept = whole_state(module), self.weights
+        if self._held is not None and not is_sharded(module):
+            whole, kept = whole_state(module), self._held
             left_out = {key: value for key, value in whole.items() if not (key in kept or is_dendrite_key(key))}
-            self.weights = {**kept, **on_cpu(left_out)}
+            self._held = {**kept, **on_cpu(left_out)}
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""
-        return {"weights": self.weights, "path": self.path}
+        state = {"weights": None if self._held is None else self._hand_out(self._held), "path": self.path}
+        if not self._file:
+            return state
+        if self.path not in self._told:
+            self._told = [*self._told[-1:], self.path]
+        return state | {"file": self._file}
+
+    def _hand_out(self, weights: dict[str, Any]) -> dict[str, Any]:
+        found = {key: value.detach() if _has_values(value) else value for key, value in weights.items()}
+        tensors = [value for value in found.values() if _has_values(value)]
+        self._lent.update({id(tensor): tensor for tensor in tensors})
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
-        self.weights, self.path = state["weights"], state["path"]
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            ValueError: if the best network is in a file that is not there. Everything is then as it was.
+        """
+        weights, path, name = state["weights"], state["path"], state.get("file", "")
+        if name:
+            try:
+                path, there = self._find(Path(path).name, name)
+            except ValueError:
+                if weights is None:  # the file itself has them
+                    raise
+                path, name = "", ""
+            else:
+                weights, name = (None, name) if self._on_disk else (deepcopy(dict(there)), "")
+        self._held = None if weights is None else {key: _on_cpu(value) for key, value in weights.items()}
+        self._given = {address(value) for value in (self._held or {}).values() if _has_values(value)}
+        self.path, self._file = path, name
+        self._told = [path] if name else []
+        self._written = {path for path in self._told if Path(path).parent == self._folder}
+
+    def _find(self, file: str, name: str) -> tuple[str, Mapping[str, Any]]:
+        # By its name alone: a checkpoint that comes from anywhere does not say which files of this machine are opened.
+        beside = Path(self.checkpoint).parent if self.checkpoint else None
+        folders = [folder for folder in (self._folder, beside) if folder is not None]
+        for path in (folder / file for folder in folders):
+            if path.is_file():
+                self._trusted = self.trusting or str(path) in self._written
+                return str(path), _weights_in(path, name, self._trusted)
+        raise ValueError(
+            f"the best network of that time is in the file '{file}' (best_on='disk'), which is not in"
+            f" {[str(folder) for folder in folders]}. Give the directory that has it as `dirpath`. If it is no more,"
+            " resume a newer checkpoint, or begin anew from the weights: `load_from_checkpoint(..., path)`, and a fit"
+            " without `ckpt_path`"
+        )
 
 
-def _save_whole(trainer: pl.Trainer, path: str) -> None:
+def _weights_in(path: Path, name: str, trusted: bool) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"the best network is in '{path}', which is not there any more")
+    callbacks = read_trainers(path, path, trusted=trusted).get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        best = state.get("best") if isinstance(state, Mapping) else None
+        if isinstance(best, Mapping) and best.get("file") == name and best.get("weights") is not None:
+            weights: Mapping[str, Any] = FitState.from_dict(state).best["weights"]
+            return weights
+    raise ValueError(f"'{path}' is another file than the one that the best network was written to")
+
+
+def _has_values(value: Any) -> bool:
+    return isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if _has_values(value) else value
+
+
+def _save_whole(trainer: pl.Trainer, path: str, save: Save, always: bool = False) -> None:
     # Lightning writes a local file in the directory for temporary files and moves it. Where that is another disk the
     # move is a copy, which may end halfway; a rename within one directory is not. Stores elsewhere show no half files,
     # and a plugin that writes in its own way (say, later) answers for it.
     files, local = fsspec.core.url_to_fs(path)
     plain = type(trainer.strategy.checkpoint_io).__name__ == "TorchCheckpointIO"
-    if not (plain and isinstance(files, LocalFileSystem)):
+    if not (always or (plain and isinstance(files, LocalFileSystem))):
         trainer.save_checkpoint(path)
         return
     part = Path(f"{local}.part")
     try:
-        trainer.save_checkpoint(part)
+        save(trainer, part)
         if trainer.is_global_zero:
             _replace(part, Path(local))
     except BaseException:

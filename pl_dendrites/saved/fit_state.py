@@ -196,11 +196,11 @@ def _weights(value: Any, where: str) -> None:
             _tensor(entry, f"'{name}' in {where}")
 
 
-def _held(inner: _Check) -> _Check:
-    # Each tensor may be put into memory by itself, and in another type.
+def _held(inner: _Check, tied: bool = False) -> _Check:
+    # Each tensor may be put into memory by itself, and in another type; tied ones stay tied.
     def check(value: Any, where: str) -> None:
         inner(value, where)
-        check_claims(value, where, "the state")
+        check_claims(value, where, "the state", tied=tied)
 
     return check
 
@@ -269,7 +269,7 @@ _STATE = _entries(
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
     history=_each(_list, _RECORD),
-    best=_entries(weights=_maybe(_held(_weights)), path=_text),
+    best=_entries({"file": _text}, weights=_maybe(_held(_weights, tied=True)), path=_text),
     seed=_whole(0),
     score=_entries(source=_one_of("validation", "training", None), batches=_whole(-1)),
     loss=_entries(sum=_number, count=_whole(0)),

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-from pl_dendrites.saved.best import has_weights, model_weights, on_cpu
+from pl_dendrites.saved.copies import has_weights, model_weights, on_cpu
 from pl_dendrites.saved.partial import dendrite_entries, with_dendrites
 
 __all__ = ["Interrupted"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -55,18 +57,52 @@ def _local(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _checked(path: str | Path, trusted: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
-    # A file with all that a checkpoint holds, of which it is known that whoever reads it runs nothing; and that, where
-    # it had to be read for this.
+def _whole(path: str | Path, trusted: bool) -> Iterator[Path]:
+    # A file with all that a checkpoint holds.
     if Path(path).is_dir():
         with TemporaryDirectory() as directory:
             file = Path(directory) / "whole.ckpt"
-            checkpoint = read_folder(Path(path), trusted=trusted)
-            torch.save(checkpoint, file)
-            yield file, checkpoint
+            torch.save(read_folder(Path(path), trusted=trusted), file)
+            yield file
         return
     with _local(path) as file:
-        yield file, {} if trusted else read_trainers(file, path)
+        yield file
+
+
+# Lightning reads a file into memory whole. What is handed to it instead names this, which is open already, and of which
+# only those tensors are read that the model takes.
+_OPEN: ContextVar[dict[str, Any]] = ContextVar("pl_dendrites_open")
+
+
+class _Open:
+    def __reduce__(self) -> Any:
+        return _opened, ()
+
+
+def _opened() -> dict[str, Any]:
+    return _OPEN.get()
+
+
+def _load_open(model_class: type[ModelT], checkpoint: dict[str, Any], **kwargs: Any) -> ModelT:
+    torch.save(_Open(), name := io.BytesIO())
+    name.seek(0)
+    token = _OPEN.set(checkpoint)
+    try:
+        with torch.serialization.safe_globals([_opened]):
+            return model_class.load_from_checkpoint(name, **{**kwargs, "weights_only": True})
+    finally:
+        _OPEN.reset(token)
+
+
+def _loads_as_lightning(model_class: type[pl.LightningModule]) -> bool:
+    method = getattr(model_class.load_from_checkpoint, "__func__", None)
+    return getattr(method, "__module__", "") in ("lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+
+def _where_it_was(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+    # As Lightning does it without a `map_location`.
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "xla": False}
+    return None if there.get(location.partition(":")[0], True) else storage.cpu()
 
 
 def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: Any) -> ModelT:
@@ -103,9 +139,15 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
         ...     load_from_checkpoint(BoringModel, file.name).layer.dendrites.count
         1
     """
+    trusted = kwargs.get("weights_only") is False
     try:
-        with _checked(path, kwargs.get("weights_only") is False) as (file, checkpoint):
-            with growing():
+        with _whole(path, trusted) as file, growing():
+            if _loads_as_lightning(model_class):
+                place = kwargs.get("map_location") or _where_it_was
+                checkpoint = read_trainers(file, path, map_location=place, trusted=trusted)
+                model = _load_open(model_class, checkpoint, **kwargs)
+            else:
+                checkpoint = {} if trusted else read_trainers(file, path)  # who reads it then runs nothing
                 # A class of the user's may take one kind of path alone.
                 model = model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
             refuse_lost(model, checkpoint)

@@ -77,18 +77,19 @@ def read_values(source: Path | bytes, name: str | Path, *, map_location: Any = "
     return values
 
 
-def read_trainers(file: Path, name: str | Path, *, trusted: bool = False) -> dict[str, Any]:
+def read_trainers(file: Path, name: str | Path, *, map_location: Any = "cpu", trusted: bool = False) -> dict[str, Any]:
     """A checkpoint of a Trainer in a file.
 
     Args:
         file: a local file.
         name: what messages call it.
+        map_location: as for ``torch.load``.
         trusted: as for :func:`read_values`.
 
     Raises:
         ValueError: if it cannot be read, or is something else.
     """
-    checkpoint = read_values(file, name, trusted=trusted)
+    checkpoint = read_values(file, name, map_location=map_location, trusted=trusted)
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
         raise ValueError(f"'{name}' is not a checkpoint of a Trainer: it has no state_dict")

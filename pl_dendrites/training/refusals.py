@@ -36,19 +36,20 @@ _REFUSED_STRATEGIES = {  # some of them are kinds of DDPStrategy
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
 
 
-def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool) -> None:
+def refuse_unsupported(trainer: pl.Trainer, monitor: str, grows_on_load: bool, best_on: str) -> None:
     """Raise where dendrites could not be added or a result would be wrong, before any training.
 
     Args:
         trainer: the Trainer that is about to fit.
         monitor: the metric that decides.
         grows_on_load: whether the model was made to grow on load before this fit.
+        best_on: where the best network is to be.
 
     Raises:
         MisconfigurationException: says what is in the way and what to do.
     """
     _refuse_strategy(trainer.strategy)
-    _refuse_model_parallel(trainer)
+    _refuse_model_parallel(trainer, best_on)
     if is_a(trainer.strategy.launcher, "_MultiProcessingLauncher") and not grows_on_load:
         raise MisconfigurationException(
             "With ddp_spawn, ddp_fork and ddp_notebook Lightning loads the trained weights into the model of the first"
@@ -83,7 +84,7 @@ def _refuse_strategy(strategy: Any) -> None:
         )
 
 
-def _refuse_model_parallel(trainer: pl.Trainer) -> None:
+def _refuse_model_parallel(trainer: pl.Trainer, best_on: str) -> None:
     strategy: Any = trainer.strategy
     if not shards(trainer):
         return
@@ -91,6 +92,11 @@ def _refuse_model_parallel(trainer: pl.Trainer) -> None:
         raise MisconfigurationException(
             "DendriteCallback cannot work with tensor parallelism: no process would see all of a layer's neurons. Use"
             " `ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)`."
+        )
+    if best_on == "disk":
+        raise MisconfigurationException(
+            f"best_on='disk' cannot work with {type(strategy).__name__}: each process would read the whole network."
+            " Leave it out: the best network is in the main memory of the first process alone."
         )
     if any(is_a(callback, "OnExceptionCheckpoint") for callback in callbacks_of(trainer)):
         raise MisconfigurationException(

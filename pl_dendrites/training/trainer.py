@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, update_wrapper
 from inspect import unwrap as innermost
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -37,7 +38,9 @@ __all__ = [
     "loss_scale",
     "no_early_stopping",
     "no_validation",
+    "note_trust",
     "save_by_way_of",
+    "save_straight",
     "shards",
     "unwrap",
     "wrap",
@@ -288,6 +291,38 @@ def save_by_way_of(trainer: pl.Trainer, way: Callable[[Callable[[], dict[str, An
     make = connector.dump_checkpoint
     shadows.put(connector, "dump_checkpoint", lambda *args, **kwargs: way(partial(make, *args, **kwargs)))
     return shadows
+
+
+def note_trust(trainer: pl.Trainer, shadows: Shadows, note: Callable[[bool], None]) -> None:
+    """Have it noted, until shadows are released, whether what a Trainer loads is told to be read whatever it holds."""
+    load = trainer.strategy.load_checkpoint
+
+    def load_here(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        note(weights_only is False)
+        return load(checkpoint_path, weights_only=weights_only)
+
+    shadows.put(trainer.strategy, "load_checkpoint", load_here)
+
+
+def save_straight(trainer: pl.Trainer, path: Path) -> None:
+    """Save a checkpoint to a local file; Lightning itself puts the whole file together in memory first.
+
+    Args:
+        trainer: the Trainer; all its processes must call this.
+        path: the file, which is not whole until this is over.
+    """
+
+    def save(checkpoint: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:  # of a full disk Python says so; PyTorch, which may write to a path, does not
+            torch.save(checkpoint, file)
+
+    shadows = Shadows()
+    shadows.put(trainer.strategy.checkpoint_io, "save_checkpoint", save)
+    try:
+        trainer.save_checkpoint(path)
+    finally:
+        shadows.release()
 
 
 def unwrap(trainer: pl.Trainer) -> None:

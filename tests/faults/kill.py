@@ -5,8 +5,9 @@
 Each run is killed at a moment drawn uniformly over the uninterrupted run's duration, goes on from the newest whole
 checkpoint (every third is killed once more) and ends. Weights, optimizer state, history and stop reason must then be
 the uninterrupted run's, bit for bit, and ``best.ckpt`` must be whole after every kill. Runs take turns in what they
-save: every epoch or the last alone; with ``best.ckpt`` or without; and from a temporary file on the same disk, which is
-renamed, or on another, slow one, which is copied: Lightning does not hide half a copy, and it is passed over.
+save: every epoch or the last alone; with ``best.ckpt``, without, or with the best network on the disk; and from a
+temporary file on the same disk, which is renamed, or on another, slow one, which is copied: Lightning does not hide
+half a copy, and it is passed over.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
     disk: str
 
 
-SETTINGS = [Setting(*choice) for choice in itertools.product(("all", "last"), ("yes", "no"), ("same", "other"))]
+SETTINGS = [Setting(*choice) for choice in itertools.product(("all", "last"), ("yes", "no", "disk"), ("same", "other"))]
 
 
 class Beginning(L.Callback):
@@ -82,7 +83,8 @@ def fit(folder: Path, setting: Setting, ckpt_path: Path | None, pipe: int) -> No
     """Train to the end and write a digest of the result."""
     if setting.disk == "other":
         shutil.move = copy_slowly  # type: ignore[assignment]
-    dendrites = quick(dirpath=folder / "best" if setting.best == "yes" else None)
+    files = {"yes": {"dirpath": folder / "best"}, "disk": {"dirpath": folder / "best", "best_on": "disk"}}
+    dendrites = quick(**files.get(setting.best, {}))
     keep = {"save_top_k": -1} if setting.checkpoint == "all" else {"save_last": True}
     saver = ModelCheckpoint(folder, "{epoch}", save_on_train_epoch_end=True, every_n_epochs=1, **keep)
     saving = QUIET | {"enable_checkpointing": True}
@@ -138,7 +140,7 @@ def interrupted(folder: Path, setting: Setting, moments: Sequence[float] = ()) -
         if not run(folder, setting, path, moment):
             break
         if newest_whole(folder / "best")[1]:
-            raise RuntimeError(f"best.ckpt is not whole after a kill at {moment:.3f} s")
+            raise RuntimeError(f"the best network's file is not whole after a kill at {moment:.3f} s")
         path, cut = newest_whole(folder)
         story.append((path.stem if path else "the start") + f" (passing over {cut} cut short)" * (cut > 0))
     else:

@@ -7,7 +7,7 @@ clipping nor an optimizer that takes several parameters at once can mix DTensors
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
 from pl_dendrites.core.keys import count_in, entries_by_layer
 from pl_dendrites.core.kinds import weight_of
+from pl_dendrites.core.tensors import local
 
 if torch.distributed.is_available():
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -77,8 +78,12 @@ def _shard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def gather_weights(model: nn.Module) -> dict[str, Any]:
+def gather_weights(model: nn.Module, copy: Callable[[str, Tensor, Tensor], Tensor]) -> dict[str, Any]:
     """A copy on the CPU of what a checkpoint holds of a sharded model. All processes must call this.
+
+    Args:
+        model: the model.
+        copy: makes a copy, of an entry's name, the whole tensor and what this process has of it.
 
     Returns:
         The whole tensors in the first process; in the others empty ones stand for what is sharded.
@@ -89,7 +94,7 @@ def gather_weights(model: nn.Module) -> dict[str, Any]:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         if isinstance(whole, Tensor):
             keep = first or not isinstance(value, DTensor)
-            whole = whole.detach().to("cpu", copy=True) if keep else torch.empty(0, dtype=value.dtype)
+            whole = copy(key, whole, local(value)) if keep else torch.empty(0, dtype=value.dtype)
         found[key] = whole
     return found
 

@@ -1,0 +1,157 @@
+"""Copies of a network's weights: on the CPU, once for each tensor, and none of what is there anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from pl_dendrites.core.growth.sharded import gather_weights, is_sharded
+from pl_dendrites.core.tensors import local
+from pl_dendrites.saved.partial import whole_state
+
+__all__ = ["address", "has_weights", "model_weights", "on_cpu", "share_weights"]
+
+# Integers of the size of a number, whose equality is that of bits.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def model_weights(
+    module: pl.LightningModule, former: dict[str, Any] | None = None, lent: Collection[int] = ()
+) -> dict[str, Any]:
+    """A copy on the CPU of all that a model has, what it leaves out of its checkpoints too.
+
+    What has several names, a tied weight, is copied once and has them all in the copy too. Of a sharded model see
+    :func:`~pl_dendrites.core.growth.sharded.gather_weights`.
+
+    Args:
+        module: the model, on any device.
+        former: a copy that is given up: this one is made in its memory where tensors are of the same size. Its entries
+            are taken out one by one, so that there are never two whole copies.
+        lent: :func:`address` of the memory that somebody else looks at, which is left as it is.
+
+    Example:
+        >>> module = pl.LightningModule()
+        >>> module.one = module.other = nn.Linear(2, 2)
+        >>> copy = model_weights(module)
+        >>> copy["one.weight"] is copy["other.weight"]
+        True
+        >>> again = model_weights(module, dict(copy))
+        >>> again["one.weight"] is copy["one.weight"]
+        True
+    """
+    copies = _Copies({} if former is None else former, lent)
+    if is_sharded(module):
+        return gather_weights(module, copies.take)
+    return {
+        key: copies.take(key, value, value) if isinstance(value, Tensor) else value
+        for key, value in whole_state(module).items()
+    }
+
+
+def on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a state_dict on the CPU."""
+    return {
+        key: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value for key, value in state.items()
+    }
+
+
+class _Copies:
+    def __init__(self, former: dict[str, Any], lent: Collection[int]) -> None:
+        self._former, self._in_use = former, set(lent)
+        self._made: dict[Any, Tensor] = {}
+
+    def take(self, key: str, value: Tensor, here: Tensor) -> Tensor:
+        # `here` is what this process has of it, which stays where it is until all copies are made.
+        place, former = _place(here), self._former.pop(key, None)
+        if place is not None and place in self._made:
+            return self._made[place]
+        if not self._fits(former, value):
+            former = None
+        copy = value.detach().to("cpu", copy=True) if former is None else former.copy_(value.detach())
+        self._in_use.add(address(copy))
+        if place is not None:
+            self._made[place] = copy
+        return copy
+
+    def _fits(self, former: Any, value: Tensor) -> bool:
+        return (
+            isinstance(former, Tensor)
+            and _is_plain(former)
+            and _is_plain(value)
+            and (former.shape, former.dtype, former.stride()) == (value.shape, value.dtype, value.stride())
+            and address(former) not in self._in_use
+        )
+
+
+def address(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 of one that has none of its own."""
+    try:
+        return local(tensor).untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # a sparse one
+        return 0
+
+
+def _place(tensor: Tensor) -> Any:
+    # Of what has the same place there is no second copy.
+    begin = address(tensor)
+    if not begin or not tensor.numel() or not _is_plain(tensor):
+        return None
+    return tensor.device, begin, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # Numbers in memory, to be read as they are.
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+        return False
+    return not (tensor.is_nested or tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg())
+
+
+def share_weights(checkpoint: Mapping[str, Any], weights: dict[str, Any]) -> None:
+    """Put in the place of copies the model's own tensors in a checkpoint where these have the same bits.
+
+    PyTorch writes a tensor that has several places in a file once.
+
+    Args:
+        checkpoint: what a Trainer is about to save.
+        weights: as :func:`model_weights` returns them; changed in place.
+    """
+    for key, present in checkpoint["state_dict"].items():
+        kept = weights.get(key)
+        if isinstance(present, Tensor) and isinstance(kept, Tensor) and _has_same_bits(present, kept):
+            weights[key] = present.detach()
+
+
+def _has_same_bits(value: Tensor, other: Tensor) -> bool:
+    if not (_is_plain(value) and _is_plain(other)) or (value.shape, value.dtype) != (other.shape, other.dtype):
+        return False
+    same_place = value.data_ptr() == other.data_ptr() and value.stride() == other.stride()
+    return same_place or torch.equal(_bits(value), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(_BITS.get(flat.element_size(), torch.int64))
+
+
+def has_weights(module: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether a model has these weights, to the last bit; what else a state_dict holds is not compared.
+
+    Args:
+        module: the model, on any device.
+        weights: as :func:`model_weights` returns them.
+    """
+    present = whole_state(module)
+    return present.keys() == weights.keys() and all(
+        _same(value, weights[key]) for key, value in present.items() if isinstance(value, Tensor)
+    )
+
+
+def _same(value: Tensor, other: Any) -> bool:
+    if not isinstance(other, Tensor) or (value.shape, value.dtype) != (other.shape, other.dtype):
+        return False
+    value, other = value.detach().cpu(), other.cpu()
+    return torch.equal(value, other) or bool(((value == other) | (value.isnan() & other.isnan())).all())
