@@ -59,7 +59,7 @@ class DendriteCallback(pl.Callback):
             learns, and feeds all its outputs. ``None``: dendrites are the neurons' own.
         max_parameters: with ``around`` most parameters that the grown model may have: a number, or as many times those
             that it has; ``None``: each set has as many units as there are, until one does not help.
-        sets: with ``max_parameters`` how many sets of units these are shared out to.
+        sets: with ``max_parameters`` how many sets of units these are shared out to, each twice the one before.
         growth_epochs: with ``max_parameters`` the length in epochs of base phases before the last, long one.
         mirrors: name of each module that mirrors another without being trained (the average of its weights, the target
             network of a DQN), and of that: it grows as that does. ``None``: those that are frozen and begin as a copy.

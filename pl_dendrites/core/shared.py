@@ -151,7 +151,8 @@ class SharedNetwork(DendriticNetwork):
             max_parameters: where the set itself does not say how many units it has: most parameters of the model, its
                 own included, or as many times its own. Without, the first set has 16 units, and each later one as many
                 as there are.
-            sets: how many sets share these parameters, those that are there included.
+            sets: how many sets share these parameters, each of which is twice the one before; those that are there
+                included.
             samples: of inputs and errors that a set is found from.
 
         Raises:
@@ -183,6 +184,15 @@ class SharedNetwork(DendriticNetwork):
         return [(name, block) for name, dendrites in self.layers.items() for block in dendrites.shared]
 
     # -- a set is found -----------------------------------------------------------------------------------------------
+
+    def can_grow(self) -> list[str]:
+        """Names of the modules whose outputs are known: not before a forward pass. Their neurons must come last."""
+        names = super().can_grow()
+        wrong = {name: self.layers[name].kind.dim for name in names if self.layers[name].kind.dim != -1}
+        reason = "its neurons lie along dimension {} of its output, and shared dendrites need them in the last"
+        self.skipped |= {name: reason.format(dim) for name, dim in wrong.items()}
+        self.targets = [name for name in self.targets if name not in wrong]
+        return [name for name in names if name not in wrong]
 
     @property
     def _watches(self) -> dict[str, ErrorWatch]:
@@ -243,6 +253,8 @@ class SharedNetwork(DendriticNetwork):
             form = self._form(name, sample)
             if form.units:
                 worth[name] = self._add(name, sample, form)
+            else:
+                self.skipped[name] = "the budget has no room for another unit"
         self._mirrored.follow()
         self.discard()
         return worth
@@ -257,7 +269,7 @@ class SharedNetwork(DendriticNetwork):
         if wanted.units is None and self._max_parameters is not None:
             modules, sets = len(self.layers_with_error()), max(self._sets - len(self.layers[name].shared), 1)
             left = self._max_parameters - parameter_count(self.model)
-            units = max(left, 0) // (form.parameters * modules * sets)
+            units = max(left, 0) // (form.parameters * modules * (2**sets - 1))  # each set is twice the one before
         return SharedForm(units, inputs, outputs, field, feeds, wanted.activation, wanted.live)
 
     @torch.no_grad()

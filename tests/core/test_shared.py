@@ -372,6 +372,37 @@ def test_what_they_cannot_hang_around_is_refused(module: nn.Module, around: str,
         attach_shared(module, (around,))
 
 
+def test_a_module_whose_neurons_are_channels_is_left_alone_with_the_reason() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+    network = attach_shared(model)
+    model(torch.randn(2, 3, 5, 5))
+    with pytest.raises(RuntimeError, match="dimension -3"):
+        network.start_candidates()
+
+
+def test_a_budget_without_room_for_a_unit_is_told() -> None:
+    model, (x, y) = small(), data()
+    network = attach_shared(model)
+    model(x)
+    network.set_next(UnitSet(field=4), max_parameters=sum(p.numel() for p in model.parameters()) + 7)
+    network.start_candidates()
+    loss_of(model, x, y).backward()
+    assert network.integrate() == {}
+    assert "no room" in network.skipped[""]
+
+
+def test_sets_of_a_budget_double() -> None:
+    model, (x, y) = small(), data()
+    network = attach_shared(model)
+    model(x)
+    network.set_next(UnitSet(field=4), max_parameters=sum(p.numel() for p in model.parameters()) + 8 * 7, sets=3)
+    for _ in range(3):
+        network.start_candidates()
+        loss_of(model, x, y).backward()
+        network.integrate()
+    assert [block.form.units for _, block in network.blocks] == [1, 2, 4]
+
+
 def test_they_learn_what_their_base_cannot() -> None:
     torch.manual_seed(0)
     model, (x, y) = nn.Linear(12, 3), data(300)
