@@ -84,7 +84,9 @@ class Settings:
     def __init__(self, given: Mapping[str, Any], of: Callable[..., Any]) -> None:
         given = {name: plain(value) for name, value in given.items()}
         _check(given)
-        given = {**given, "learning": given["learning"] or ("correlation" if given["around"] is None else "hybrid")}
+        defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
+        changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
+        given["learning"] = given["learning"] or ("correlation" if given["around"] is None else "hybrid")
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
         self.mirrors: Mapping[str, str] | None = given["mirrors"]
@@ -110,8 +112,6 @@ class Settings:
             "validate": not given["skip_validation"],
         }
         self.record = {name: given[name] for name in ("monitor", "mode", "learning")}
-        defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
-        changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
         self.shown = {name: given[name] for name in sorted(changed.union(_SHOWN))}
         self.max_dendrites: int = given["max_dendrites"]
         self.correlation_min_delta: float = given["correlation_min_delta"]

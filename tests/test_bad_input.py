@@ -220,7 +220,7 @@ ARGUMENTS = [
     *[(name, value, "a number of at least 0") for name in NUMBERS for value in (-0.1, NAN, INF, True, "0.1", None)],
     *[("mode", value, "one of ['min', 'max']") for value in ("maximum", "", None, 1)],
     *[("min_delta_mode", value, "one of ['abs', 'rel']") for value in ("relative", None)],
-    *[("learning", value, "one of ['correlation'") for value in ("perforated", None)],
+    *[("learning", value, "one of ['correlation'") for value in ("perforated", 7)],
     *[("activation", value, "one of ['tanh', 'sigmoid', 'relu', 'gelu']") for value in ("swish", "", torch.tanh)],
     *[("targets", value, "a list of names or patterns") for value in ("net.*", [""], [nn.Linear], {"net"}, 3)],
     *[("exclude", value, "a list of names or patterns") for value in ("net.*", [None], None)],

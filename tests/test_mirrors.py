@@ -94,7 +94,7 @@ def test_a_mirror_has_the_dendrites_of_what_it_mirrors(way: str, learning: str) 
     assert not any(id(parameter) in held for parameter in others.values())
 
 
-@pytest.mark.parametrize("way", ["in order", "AveragedModel"])
+@pytest.mark.parametrize("way", ["in order", pytest.param("AveragedModel", marks=pytest.mark.long)])
 def test_a_resumed_fit_has_its_mirrors(way: str, tmp_path: Path) -> None:
     """Also from a checkpoint before any growth, when the mirror is no copy any more."""
     saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
