@@ -66,6 +66,19 @@ def test_digits_shows_its_controls_however_short_its_phases(
     assert_has_controls(capsys.readouterr().out, Path("page.html"))
 
 
+@pytest.mark.long
+def test_shared_dendrites_stand_beside_plain_networks(
+    here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["shared.py", "--seeds", "1", "--epochs", "1"])
+    here("shared").main()
+    rows = re.findall(
+        r"^(shared dendrites|plain, \d+ hidden neurons) +([\d,]+) parameters", capsys.readouterr().out, re.M
+    )
+    assert rows[1] == ("shared dendrites", "874")
+    assert [parameters for name, parameters in rows if name.startswith("plain")] == ["610", "1,210", "2,410"]
+
+
 TINY = [
     "--trainer.enable_progress_bar=false",
     "--trainer.limit_train_batches=3",
