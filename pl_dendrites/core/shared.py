@@ -31,6 +31,9 @@ from pl_dendrites.core.targets import why_not_around
 __all__ = ["SharedNetwork", "UnitSet", "attach_shared"]
 
 _FIRST_UNITS = 16
+# A choice takes the products of all candidates with each other.
+_MOST_CANDIDATES = 4096
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ class SharedNetwork(DendriticNetwork):
 
         Returns:
             For each module that has an error what each unit takes of it, as a share of its square, in the order of the
-            units; where more were wanted than take anything, 0.
+            units; where more were wanted than take anything, or than there can be a choice among (4,096), 0.
 
         Raises:
             RuntimeError: if no samples are being taken.
@@ -247,12 +250,12 @@ class SharedNetwork(DendriticNetwork):
             raise RuntimeError("there are no samples to find a set in: call start_candidates first")
         self._release()
         worth = {}
-        for name in self.layers_with_error():
-            sample = ErrorSample(*self._watches[name].reservoir.rows())
+        samples = {name: ErrorSample(*self._watches[name].reservoir.rows()) for name in self.layers_with_error()}
+        forms = {name: self._form(name, sample) for name, sample in samples.items()}
+        for name, sample in samples.items():
             self.deviation[name] = sample.deviation * sample.varies
-            form = self._form(name, sample)
-            if form.units:
-                worth[name] = self._add(name, sample, form)
+            if forms[name].units:
+                worth[name] = self._add(name, sample, forms[name])
             else:
                 self.skipped[name] = "the budget has no room for another unit"
         self._mirrored.follow()
@@ -275,13 +278,17 @@ class SharedNetwork(DendriticNetwork):
     @torch.no_grad()
     def _add(self, name: str, sample: ErrorSample, form: SharedForm) -> Tensor:
         generator = torch.Generator().manual_seed((self._seed + 1) % 2**63)
-        candidates = form.units * self._pool
+        candidates = max(form.units, min(form.units * self._pool, _MOST_CANDIDATES))
         alike = round(candidates * self._wanted.clustered)
         draws = [(clustered, alike), (along_errors, candidates - alike)]
         field = torch.cat([draw(sample, count, form.field, generator) for draw, count in draws if count])
         weight, bias = (drawn.to(sample.inputs) for drawn in drawn_weights(candidates, form.field, generator))
-        units = ACTIVATIONS[form.activation](field_product(sample.inputs, field, weight, bias))
-        chosen, worth = choose_units(units, sample.errors, form.units)
+        potentials = [
+            field_product(sample.inputs, *some)  # some at a time: inputs may be fetched for each
+            for some in zip(*(tensor.split(_AT_ONCE) for tensor in (field, weight, bias)), strict=True)
+        ]
+        units = ACTIVATIONS[form.activation](torch.cat(potentials, 1))
+        chosen, worth = choose_units(units, sample.errors, form.units if candidates <= _MOST_CANDIDATES else 0)
         rest = torch.ones(candidates, dtype=torch.bool, device=chosen.device)
         rest[chosen] = False
         chosen = torch.cat([chosen, rest.nonzero()[:, 0]])[: form.units]
@@ -323,8 +330,7 @@ class SharedNetwork(DendriticNetwork):
             looks = looking and block.live and name in self.deviation
             block.gains = Gains(form.units, form.inputs, form.outputs, field.device) if looks else None
 
-    def gains(self) -> list[Tensor]:
-        """What was seen since :meth:`look`, to be added up over processes: tensors of the same shapes in each."""
+    def _gains(self) -> list[Tensor]:
         return [
             gain
             for _, block in self.blocks
@@ -357,7 +363,7 @@ class SharedNetwork(DendriticNetwork):
             >>> (model.dendrites[0].field != before).sum(1).tolist()
             [1, 1, 1, 1]
         """
-        optimizers, finite = list(optimizers), all(bool(gain.isfinite().all()) for gain in self.gains())
+        optimizers, finite = list(optimizers), all(bool(gain.isfinite().all()) for gain in self._gains())
         for name, block in self.blocks:
             gains, block.gains = block.gains, None
             if gains is None or not finite:
@@ -371,7 +377,7 @@ class SharedNetwork(DendriticNetwork):
         """What :meth:`look` and :meth:`rewire` know, as plain tensors."""
         return {
             "deviation": {name: value.clone() for name, value in self.deviation.items()},
-            "gains": [g.clone() for g in self.gains()],
+            "gains": [g.clone() for g in self._gains()],
         }
 
     def load_rewiring_state(self, state: Mapping[str, Any]) -> None:
@@ -389,5 +395,5 @@ class SharedNetwork(DendriticNetwork):
         self.deviation = {name: value.to(there.get(name, value.device)) for name, value in state["deviation"].items()}
         if state["gains"]:
             self.look()
-            for own, saved in zip(self.gains(), state["gains"], strict=True):
+            for own, saved in zip(self._gains(), state["gains"], strict=True):
                 own.copy_(saved)

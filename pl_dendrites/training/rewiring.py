@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 
 from pl_dendrites.core.fields.rewire import turnover
 from pl_dendrites.core.shared import SharedNetwork
-from pl_dendrites.training.processes import Processes
 
 __all__ = ["Rewiring"]
 
@@ -28,7 +27,6 @@ class Rewiring:
 
     def __init__(self, trainer: pl.Trainer, network: SharedNetwork) -> None:
         self._trainer, self._network = trainer, network
-        self._processes = Processes(trainer)
         self._batches, self._looks_since = 0, -1
 
     def begin_phase(self) -> None:
@@ -56,10 +54,8 @@ class Rewiring:
         return (epochs + (batch_idx / batches if batches else 0.0)) / (length or _EPOCHS)
 
     def end_batch(self) -> None:
-        """Let fields move once the optimizer stepped: gradients of all batches of a window, and of all processes."""
+        """Let fields move once the optimizer stepped, by the gradients of all batches of a window."""
         if 0 <= self._looks_since < self._trainer.global_step:
-            for gains in self._network.gains():
-                self._processes.add_up(gains)
             self._network.rewire(self._share, self._trainer.optimizers)
             self._looks_since = -1
 

@@ -403,6 +403,20 @@ def test_sets_of_a_budget_double() -> None:
     assert [block.form.units for _, block in network.blocks] == [1, 2, 4]
 
 
+def test_modules_share_a_budget_and_very_many_units_need_no_choice() -> None:
+    model, (x, y) = small(), data()
+    network = attach_shared(model, ("0", "2"))
+    model(x)
+    own = sum(p.numel() for p in model.parameters())
+    network.set_next(UnitSet(field=4), max_parameters=own + 100_000)
+    network.start_candidates(pool=8)
+    loss_of(model, x, y).backward()
+    network.integrate()
+    added = {name: sum(p.numel() for p in block.parameters()) for name, block in network.blocks}
+    assert all(49_900 < count <= 50_000 for count in added.values())
+    assert model[2].dendrites[0].form.units > 4096
+
+
 def test_they_learn_what_their_base_cannot() -> None:
     torch.manual_seed(0)
     model, (x, y) = nn.Linear(12, 3), data(300)

@@ -32,6 +32,8 @@ def choose_units(outputs: Tensor, errors: Tensor, count: int) -> tuple[Tensor, T
         >>> choose_units(twins, e, count=2)[0].tolist()  # the second adds nothing to the first
         [0]
     """
+    if not count:
+        return torch.empty(0, dtype=torch.int64, device=outputs.device), outputs.new_zeros(0).float()
     outputs = (outputs - outputs.mean(0)).double()
     size = outputs.norm(dim=0)
     outputs = torch.where(size > 0, outputs / size.clamp(min=1e-30), 0)
