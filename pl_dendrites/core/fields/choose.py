@@ -16,7 +16,8 @@ def choose_units(outputs: Tensor, errors: Tensor, count: int) -> tuple[Tensor, T
 
     Each step takes the unit :math:`h` whose part that is new beside those taken, :math:`\tilde h`, is worth most, which
     is :math:`\lVert \tilde h^\top E \rVert^2 / \lVert \tilde h \rVert^2`: so much of the squared error it would take
-    away with output weights fitted to it. All of it follows from the products :math:`H^\top H` and :math:`H^\top E`.
+    away with output weights fitted to it. It is a Cholesky decomposition of :math:`H^\top H` that chooses its pivots by
+    :math:`H^\top E`; neither is formed but for what is taken.
 
     Args:
         outputs: shape ``(N, P)``, of the candidates.
@@ -38,20 +39,24 @@ def choose_units(outputs: Tensor, errors: Tensor, count: int) -> tuple[Tensor, T
     size = outputs.norm(dim=0)
     outputs = torch.where(size > 0, outputs / size.clamp(min=1e-30), 0)
     errors = errors.double()
-    gram, product = outputs.T @ outputs, outputs.T @ errors
-    total = errors.square().sum().clamp(min=1e-300)
-    taken, worths = [], []
-    for _ in range(min(count, len(gram))):
-        own = gram.diagonal()
+    product, own = outputs.T @ errors, outputs.square().sum(0)
+    total = float(errors.square().sum())
+    # Of what is taken, orthogonal parts: a column of the products of all candidates with each.
+    parts = outputs.new_zeros(outputs.shape[1], min(count, outputs.shape[1]))
+    taken: list[int] = []
+    worths: list[float] = []
+    for place in range(parts.shape[1]):
         worth = torch.where(own > _NEW, product.square().sum(1) / own.clamp(min=_NEW), -1.0)
         best = int(worth.argmax())
-        if not float(worth[best]) > 1e-12 * float(total):
+        if not float(worth[best]) > 1e-12 * total:
             break
         taken.append(best)
-        worths.append(worth[best] / total)
-        row, scale = gram[best].clone(), gram[best, best].clone()
-        product = product - row[:, None] * product[best] / scale
-        gram = gram - row[:, None] * row / scale
-        gram[best, best] = 0
-    index = torch.tensor(taken, dtype=torch.int64, device=outputs.device)
-    return index, torch.stack(worths).float() if worths else outputs.new_zeros(0).float()
+        worths.append(float(worth[best]) / total)
+        scale = own[best].sqrt()
+        column = (outputs.T @ outputs[:, best] - parts[:, :place] @ parts[best, :place]) / scale
+        product = product - column[:, None] * (product[best] / scale)
+        own = own - column.square()
+        own[best] = 0
+        parts[:, place] = column
+    device = outputs.device
+    return torch.tensor(taken, dtype=torch.int64, device=device), torch.tensor(worths, device=device)
