@@ -80,6 +80,8 @@ class Candidates(nn.Module):
     """
 
     missed: Tensor
+    running_covariance: Tensor
+    reference: Tensor
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class Candidates(nn.Module):
         if error.numel():  # an expert without tokens missed nothing
             self.missed.logical_or_((new.samples == 0).any() if real is None else ~new.mean_error.isfinite().all())
         samples = self._samples(error.numel() // max(error.shape[dim], 1)) if real is None else real.sum()
-        return covariance_gradient(self.take_in(new, samples), centred, outputs, dim)
+        return covariance_gradient(self._take_in(new, samples), centred, outputs, dim)
 
     def _samples(self, own: int) -> int:
         # Of all uses of the layer in this backward pass; those that a second pass through a graph has are its own.
@@ -199,13 +201,16 @@ class Candidates(nn.Module):
             The sign ``(P, C)`` of the running average of the covariance, times what brings the batch's errors to the
             common scale. It stays one sign throughout a backward pass, however often that uses the layer.
         """
+        return self._take_in(new, samples)
+
+    def _take_in(self, new: Moments, samples: int | Tensor) -> Tensor:
         if self.loss_scale is not None:
             new = scaled_errors(new, 1 / self.loss_scale)
         so_far = self.moments
         factor = self.common_scale.factor(new, so_far, samples)
         new = scaled_errors(new, factor)
         merge_moments(so_far, new)
-        average, covariance = self.get_buffer("running_covariance"), new.covariance.nan_to_num(0.0, 0.0, 0.0)
+        average, covariance = self.running_covariance, new.covariance.nan_to_num(0.0, 0.0, 0.0)
         this, last = torch._C._current_graph_task_id(), self._pass
         if this >= 0 and this == last.number:
             average.add_(covariance, alpha=1 - _SIGN_MOMENTUM)  # all uses together are what the average moves towards
@@ -279,7 +284,7 @@ class Candidates(nn.Module):
             kind.put(self.nodes, place, values)
         self.kind, self.fan_in, self.spread_of_inputs = kind, fan_in, None
         self.reset()
-        self.get_buffer("reference").zero_()
+        self.reference.zero_()
 
     @torch.no_grad()
     def rose(self, min_delta: float) -> bool:
@@ -293,7 +298,6 @@ class Candidates(nn.Module):
         """
         best = self.correlation().abs().amax(0)
         reference = self.reference
-        assert isinstance(reference, Tensor)
         risen = best > reference * (1 + min_delta)
         reference.copy_(torch.where(risen, best, reference))
         return bool(risen.any())
