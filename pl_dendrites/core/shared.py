@@ -24,6 +24,7 @@ from pl_dendrites.core.growth.error_watch import ErrorWatch
 from pl_dendrites.core.growth.hooks import hang, know_neurons
 from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
 from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors
 from pl_dendrites.core.network import DendriticNetwork, hosts
 from pl_dendrites.core.targets import why_not_around
@@ -315,7 +316,9 @@ class SharedNetwork(DendriticNetwork):
         """
         self._check_state(state, self._pool)
         for name, values in state.items():
-            self._watches[name].reservoir.load_state_dict(values)
+            place = weight_of(self._hosts[name]).device
+            here = {part: value if part in ("batch", "seen") else value.to(place) for part, value in values.items()}
+            self._watches[name].reservoir.load_state_dict(here)
 
     # -- fields move --------------------------------------------------------------------------------------------------
 

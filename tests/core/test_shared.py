@@ -231,6 +231,15 @@ def test_a_reservoir_keeps_each_sample_with_the_same_chance() -> None:
     assert counts.max() < 55  # 33 expected, with a deviation of 5
 
 
+def test_saved_samples_take_no_more_memory_than_they_have_until_others_are_like_them() -> None:
+    reservoir = Reservoir(10**6)
+    saved = {"inputs": torch.zeros(1, 10**4), "errors": torch.ones(1, 2), "batch": torch.ones(1)}
+    reservoir.load_state_dict({**saved, "seen": torch.tensor(1)})
+    assert reservoir.rows()[0].shape == (1, 10**4)
+    with pytest.raises(ValueError, match="10000 numbers each"):
+        reservoir.add(torch.ones(3, 5), torch.ones(3, 2))
+
+
 def test_padding_is_no_sample() -> None:
     reservoir = Reservoir(10, 0)
     reservoir.add(torch.randn(2, 3, 4), torch.tensor([[[1.0], [0.0], [2.0]], [[0.0], [0.0], [float("nan")]]]))

@@ -108,8 +108,13 @@ class Reservoir:
         count = len(errors)
         if self._inputs is None or self._errors is None:
             wide = torch.promote_types(errors.dtype, torch.float32)
-            self._inputs = _room(inputs[:0].to(torch.promote_types(inputs.dtype, wide)), self._size)
-            self._errors = _room(errors[:0].to(wide), self._size)
+            self._inputs = inputs[:0].to(torch.promote_types(inputs.dtype, wide))
+            self._errors = errors[:0].to(wide)
+        if len(self._inputs) < self._size:  # not before it is known that there are such inputs
+            self._inputs, self._errors = (
+                _room(self._inputs, inputs, self._size),
+                _room(self._errors, errors, self._size),
+            )
         order = torch.arange(self.seen, self.seen + count, device="cpu")
         # A generator of the batch's own: nothing of it needs to be saved.
         generator = torch.Generator().manual_seed((self._seed + self.seen) % 2**63)
@@ -155,7 +160,7 @@ class Reservoir:
             if tuple(state[name].shape) != shape or not state[name].is_floating_point():
                 raise ValueError(f"the saved samples have {name} of the shape {tuple(state[name].shape)}, not {shape}")
         self.seen = seen
-        self._inputs, self._errors = (_room(tensor, self._size) for tensor in (inputs, errors))
+        self._inputs, self._errors = inputs.clone(), errors.clone()
         self._batch[:there] = state["batch"]
 
     def rows(self) -> tuple[Tensor, Tensor]:
@@ -183,7 +188,9 @@ class Reservoir:
         return inputs, errors
 
 
-def _room(first: Tensor, size: int) -> Tensor:
-    room = first.new_empty(size, first.shape[1])
+def _room(first: Tensor, new: Tensor, size: int) -> Tensor:
+    if first.shape[1] != new.shape[1]:
+        raise ValueError(f"the samples so far have {first.shape[1]} numbers each, and the next ones {new.shape[1]}")
+    room = new.new_empty(size, first.shape[1], dtype=first.dtype)
     room[: len(first)] = first
     return room
