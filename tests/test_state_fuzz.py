@@ -89,7 +89,9 @@ def same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and one.data_ptr() == other.data_ptr()
+        if not isinstance(other, Tensor) or one.is_nested != other.is_nested or one.data_ptr() != other.data_ptr():
+            return False
+        return one.is_nested or one.shape == other.shape  # a nested tensor of this kind has no shape
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list):
