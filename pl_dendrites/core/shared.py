@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from pl_dendrites.core.targets import why_not_around
 __all__ = ["SharedNetwork", "UnitSet", "attach_shared"]
 
 _FIRST_UNITS = 16
-# A choice takes the products of all candidates with each other.
+# A choice keeps the outputs of all candidates, and looks at each as often as it takes one.
 _MOST_CANDIDATES = 4096
 _AT_ONCE = 256
 
@@ -274,7 +274,7 @@ class SharedNetwork(DendriticNetwork):
             modules, sets = len(self.layers_with_error()), max(self._sets - len(self.layers[name].shared), 1)
             left = self._max_parameters - parameter_count(self.model)
             units = max(left, 0) // (form.parameters * modules * (2**sets - 1))  # each set is twice the one before
-        return SharedForm(units, inputs, outputs, field, feeds, wanted.activation, wanted.live)
+        return replace(form, units=units)
 
     @torch.no_grad()
     def _add(self, name: str, sample: ErrorSample, form: SharedForm) -> Tensor:

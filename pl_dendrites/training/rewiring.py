@@ -27,7 +27,7 @@ class Rewiring:
 
     def __init__(self, trainer: pl.Trainer, network: SharedNetwork) -> None:
         self._trainer, self._network = trainer, network
-        self._batches, self._looks_since = 0, -1
+        self._batches, self._looks_since, self._share = 0, -1, 0.0
 
     def begin_phase(self) -> None:
         """A base phase begins."""

@@ -101,7 +101,7 @@ class WholeModule(LayerKind):
         kind = WholeModule(module)
         try:
             kind.initialise(kind.node_set(module, 1), torch.Generator())
-        except Exception as error:
+        except Exception as error:  # a module of anybody's: whatever it raises is the reason
             return f"a copy of it cannot be made: {error}"
         return None
 
