@@ -33,7 +33,7 @@ help:
 	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
-	@echo "make test-loaders  run the tests with loaders of other libraries, which it installs into $(LOADERS)"
+	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -65,6 +65,7 @@ test-third-party: $(THIRD_PARTY_STAMP)
 
 test-loaders: $(LOADERS_STAMP)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/core/test_adapters.py tests/core/test_gpt2_layer.py -rs
 
 test-byol: $(BYOL_STAMP)
 	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs
