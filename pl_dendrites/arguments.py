@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
@@ -31,6 +32,7 @@ _BOUNDS: dict[str, float] = {
     "sets": 1,
     "growth_epochs": 1,
 }
+_OPTIONAL = ("base_epochs", "growth_epochs", "candidates")
 
 # Arguments that are the phase machine's.
 _DECIDE = (
@@ -47,6 +49,8 @@ _DECIDE = (
 )
 # Each has as many units as there are before it.
 _MOST_SETS = 16
+# Of base phases before the last; of the last, where its length is known, a share.
+_GROWTH_EPOCHS, _GROWTH_SHARE = 6, 5
 # Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
 _SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "best_on", "optimizer", "verbose")
 
@@ -58,7 +62,11 @@ class Settings:
         given: all of them by name.
         of: what they were given to; it knows the defaults.
 
+        reason: why the form is what :meth:`settled` says.
+
     Attributes:
+        form: of dendrites; until it is settled, ``"private"``.
+        is_open: whether the form, or where shared dendrites hang, is to be settled yet.
         monitor: the metric that decides.
         mode: whether a good score is small or large.
         attached: what grows, for :func:`~pl_dendrites.training.attaching.attach_to_fit`.
@@ -81,19 +89,26 @@ class Settings:
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, given: Mapping[str, Any], of: Callable[..., Any]) -> None:
-        given = {name: plain(value) for name, value in given.items()}
+    def __init__(self, given: Mapping[str, Any], of: Callable[..., Any], reason: str = "") -> None:
+        given = self._given = {name: plain(value) for name, value in given.items()}
+        self._of, self._reason = of, reason
         _check(given)
+        self._asked = _form_asked_for(given)
+        self.form: Literal["shared", "private"] = "private" if given["around"] is None else "shared"
+        self.is_open = self._asked != "private" and given["around"] is None
+        given = dict(given)
         defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
         changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
-        given["learning"] = given["learning"] or ("correlation" if given["around"] is None else "hybrid")
+        shared = self.form == "shared"
+        given["learning"] = given["learning"] or ("hybrid" if shared else "correlation")
+        given["candidates"] = given["candidates"] or (8 if shared else 4)
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
         self.mirrors: Mapping[str, str] | None = given["mirrors"]
         self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
         self.attached: dict[str, Any] = {name: given[name] for name in ("targets", "exclude", "around")}
         self.next: dict[str, Any] = {
-            "activation": given["activation"] or ("gelu" if live else "tanh"),
+            "activation": given["activation"] or ("sharp_gelu" if shared else "gelu" if live else "tanh"),
             "live": live,
             "fan_in": given["fan_in"],
             "share": given["share"],
@@ -103,7 +118,7 @@ class Settings:
             "correlation": not self.by_gradient,
             "sparse": given["fan_in"] is not None,
         }
-        if given["around"] is not None:
+        if shared:
             self._share(given)
         self.phase: dict[str, Any] = {
             "pool": given["candidates"],
@@ -112,6 +127,7 @@ class Settings:
             "validate": not given["skip_validation"],
         }
         self.record = {name: given[name] for name in ("monitor", "mode", "learning")}
+        self.record |= {"form": self.form} | ({"form_reason": reason} if reason else {})
         self.shown = {name: given[name] for name in sorted(changed.union(_SHOWN))}
         self.max_dendrites: int = given["max_dendrites"]
         self.correlation_min_delta: float = given["correlation_min_delta"]
@@ -119,15 +135,36 @@ class Settings:
         self.restart, self.verbose = given["restart"], given["verbose"]
         self.dirpath, self.best_on = given["dirpath"], given["best_on"]
 
+    def settled(self, around: Sequence[str] | None, reason: str = "") -> Settings:
+        """These settings with a form.
+
+        Args:
+            around: names of the modules that shared dendrites hang around; ``None``: dendrites are private.
+            reason: why, in words.
+        """
+        form = "private" if around is None else "shared"
+        if around is None and self._asked == "shared":
+            raise MisconfigurationException(
+                f"shared dendrites, which `form='shared'` and `max_parameters` mean, have no place: {reason}. Name the"
+                " modules that they are to hang around in `around`, or leave these arguments out."
+            )
+        return Settings(self._given | {"form": form, "around": around}, self._of, reason)
+
+    @property
+    def settled_form(self) -> dict[str, Any] | None:
+        """What :meth:`settled` was told; ``None``: nothing."""
+        return {"around": self.attached["around"], "reason": self._reason} if self._reason else None
+
     def _share(self, given: Mapping[str, Any]) -> None:
         # Of shared dendrites a correlation phase is the time to take samples.
         field = {} if given["fan_in"] is None else {"field": given["fan_in"]}
         wanted = UnitSet(activation=self.next["activation"], live=self.next["live"], **field)
-        budget = given["max_parameters"]
+        budget, most = given["max_parameters"], given["base_epochs"]
+        short = _GROWTH_EPOCHS if most is None else max(1, min(_GROWTH_EPOCHS, most // _GROWTH_SHARE))
         self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
         self.machine |= {
             "max_dendrites": given["max_dendrites"] and (_MOST_SETS if budget is None else given["sets"]),
-            "growth_epochs": None if budget is None else given["growth_epochs"],
+            "growth_epochs": None if budget is None else given["growth_epochs"] or short,
             "max_correlation_epochs": 1,
             "sparse": False,
         }
@@ -181,7 +218,7 @@ def _check(given: Mapping[str, Any]) -> None:
     if given["mirrors"] is not None:
         check_mirrors(given["mirrors"])
     for name, bound in _BOUNDS.items():
-        check_at_least(name, bound if name == "base_epochs" and given[name] is None else given[name], bound)
+        check_at_least(name, bound if name in _OPTIONAL and given[name] is None else given[name], bound)
     share = given["share"]
     number = isinstance(share, int | float) and not isinstance(share, bool)
     check("share", number and 0 < share <= 1, "a number above 0 and up to 1", share)
@@ -197,18 +234,31 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _check_around(given: Mapping[str, Any]) -> None:
-    around, most = given["around"], given["max_parameters"]
+    form, around, most = given["form"], given["around"], given["max_parameters"]
+    check_one_of("form", form or "shared", ("shared", "private"))
     number = isinstance(most, int | float) and not isinstance(most, bool)
     holds = most is None or (number and most > 1)
+    check("max_parameters", most is None or form != "private", "None with form='private'", most)
     check("max_parameters", holds, "a number of parameters, or how many times those of the model, above 1", most)
-    if around is None:
-        check("max_parameters", most is None, "None without `around`", most)
-        return
-    names = (
-        isinstance(around, Sequence) and not isinstance(around, str) and all(isinstance(name, str) for name in around)
-    )
-    check("around", names and len(around) > 0, "a list of names of modules", around)
-    check("learning", given["learning"] != "gradient", "'hybrid' or 'correlation' with `around`", given["learning"])
-    for name, default in (("targets", None), ("exclude", ()), ("share", 1)):
-        unset = given[name] == default or (isinstance(given[name], Sequence) and not given[name])
-        check(name, unset, f"{default!r} with `around`", given[name])
+    if around is not None:
+        names = isinstance(around, Sequence) and not isinstance(around, str)
+        names = names and all(isinstance(name, str) for name in around)
+        check("around", names and len(around) > 0, "a list of names of modules", around)
+        check("around", form != "private", "None with form='private'", around)
+    if form == "shared" or around is not None or most is not None:
+        for name in _of_private(given):
+            check(name, False, "left as it is where dendrites are shared", given[name])
+
+
+def _of_private(given: Mapping[str, Any]) -> list[str]:
+    # Arguments that mean the neurons' own dendrites.
+    none = {"targets": given["targets"] is None, "exclude": not callable(given["exclude"]) and not given["exclude"]}
+    none |= {"share": given["share"] == 1, "learning": given["learning"] != "gradient"}
+    return [name for name, unset in none.items() if not unset]
+
+
+def _form_asked_for(given: Mapping[str, Any]) -> Literal["shared", "private"] | None:
+    form: Literal["shared", "private"] | None = given["form"]
+    if form is None and (given["around"] is not None or given["max_parameters"] is not None):
+        return "shared"
+    return "private" if form is None and _of_private(given) else form

@@ -54,30 +54,40 @@ class DendriteCallback(pl.Callback):
             layer that can and is not frozen. A name, or a type name that none of these layers has, may mean any other
             module too, whose dendrites are then copies of it.
         exclude: layers that receive none, named in the same way.
-        around: names of modules that shared dendrites hang around, instead of dendrites of each layer's neurons; an
-            empty name is the whole model. Each unit sees a few inputs of its module, which are replaced while it
-            learns, and feeds all its outputs. ``None``: dendrites are the neurons' own.
-        max_parameters: with ``around`` most parameters that the grown model may have: a number, or as many times those
-            that it has; ``None``: each set has as many units as there are, until one does not help.
+        form: ``"shared"``: dendrites are units that a whole module shares. Each sees a few inputs of the module that
+            vary together, and that are replaced while it learns, and feeds all its outputs. ``"private"``: each neuron
+            of the ``targets`` has its own. ``None``: what other arguments mean; or else, once the first batch has shown
+            what the model calls, shared around its network if that is one module of fully connected layers which maps
+            vectors of numbers to outputs, and private where it is not. The log and the report say which and why.
+        around: names of modules that shared dendrites hang around; an empty name is the whole model.
+        max_parameters: most parameters that the grown model may have, by shared dendrites: a number, or as many times
+            those that it has. Growth is then early, in short phases, and one long phase follows. ``None``: the cycle of
+            base phases that end when the score no longer improves; each set has as many units as there are, until one
+            does not help.
         sets: with ``max_parameters`` how many sets of units these are shared out to, each twice the one before.
-        growth_epochs: with ``max_parameters`` the length in epochs of base phases before the last, long one.
+        growth_epochs: with ``max_parameters`` the length in epochs of base phases before the last, long one; ``None``:
+            six, or a fifth of ``base_epochs`` where that is less.
         mirrors: name of each module that mirrors another without being trained (the average of its weights, the target
             network of a DQN), and of that: it grows as that does. ``None``: those that are frozen and begin as a copy.
         max_dendrites: most dendrites per neuron.
-        learning: the rule by which dendrites learn, ``None``: ``"correlation"``, or ``"hybrid"`` with ``around``.
-            ``"correlation"``: candidates learn to correlate with the error of
-            their neuron while the network stands still, and are frozen afterwards. ``"hybrid"``: in the same way first,
+        learning: the rule by which dendrites learn; ``None``: ``"correlation"`` for private ones, ``"hybrid"`` for
+            shared ones. ``"correlation"``: candidates learn to correlate with the error of
+            their neuron while the network stands still, and are frozen afterwards; shared ones are chosen by that
+            error. ``"hybrid"``: in the same way first,
             then by gradient with the network. ``"gradient"``: by gradient alone, without correlation phases.
-        candidates: candidates that compete for each neuron's next dendrite.
+        candidates: candidates that compete for each neuron's next dendrite, or for the place of each shared one;
+            ``None``: four, or eight for shared ones.
         candidate_batches: batches from whose gradients together candidates take one step. With one more than there are
             candidates, several processes communicate about what they do in a base step, or less, in the mean.
         fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
             correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
-            with inputs drawn at random. ``None``: all. Recurrent layers and modules of one's own keep all inputs.
+            with inputs drawn at random. ``None``: all; of shared ones 32. Recurrent layers and modules of one's own
+            keep all inputs.
         share: below 1, each set grows only the neurons to which a dendrite is worth most for its parameters, of all
             layers, up to that share of what dendrites on all neurons would take. Not with ``learning="gradient"``.
-        activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``; ``None``:
-            tanh where dendrites are frozen, GELU where they learn by gradient.
+        activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"``, ``"gelu"`` or
+            ``"sharp_gelu"``, which is between the last two; ``None``: that for shared dendrites; for private ones tanh
+            where they are frozen, GELU where they learn by gradient.
         patience: a base phase ends after so many validations without improvement.
         min_delta: smallest change of the score that counts as improvement.
         min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
@@ -136,17 +146,18 @@ class DendriteCallback(pl.Callback):
         targets: Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
         mirrors: Mapping[str, str] | None = None,
+        form: Literal["shared", "private"] | None = None,
         around: Sequence[str] | None = None,
         max_parameters: int | float | None = None,
-        sets: int = 1,
-        growth_epochs: int = 2,
+        sets: int = 3,
+        growth_epochs: int | None = None,
         max_dendrites: int = 5,
         learning: Literal["correlation", "gradient", "hybrid"] | None = None,
-        candidates: int = 4,
+        candidates: int | None = None,
         candidate_batches: int = 1,
         fan_in: int | float | None = None,
         share: float = 1.0,
-        activation: Literal["tanh", "sigmoid", "relu", "gelu"] | None = None,
+        activation: Literal["tanh", "sigmoid", "relu", "gelu", "sharp_gelu"] | None = None,
         patience: int = 10,
         min_delta: float = 0.0,
         min_delta_mode: Literal["abs", "rel"] = "abs",

@@ -246,7 +246,7 @@ COMBINATIONS = {
     "shared": Combination(
         cosine,
         trainer={"accumulate_grad_batches": 2},
-        callback={"around": ["net"], "fan_in": 2, "max_parameters": 130, "sets": 2, "base_epochs": 5},
+        callback={"fan_in": 2, "max_parameters": 130, "sets": 2, "base_epochs": 5, "growth_epochs": 2},
     ),
     "shared, rejected sets": Combination(
         groups, callback={"around": ["net.0", "net"], "fan_in": 3, "base_epochs": 2, "min_delta": 10.0}

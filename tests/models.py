@@ -44,6 +44,8 @@ def quick(monitor: str = "val_loss", **settings: Any) -> DendriteCallback:
         "max_tries": 3,
         "verbose": False,
     }
+    if not settings.keys() & {"around", "max_parameters"}:
+        defaults["form"] = "private"
     return DendriteCallback(monitor, **(defaults | settings))
 
 

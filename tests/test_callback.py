@@ -42,7 +42,9 @@ class ScriptedScore(Callback):
 
 def test_the_main_job() -> None:
     """The README's promise: grows, switches phases, restores the best, stops by itself."""
-    dendrites = DendriteCallback("val_loss", patience=4, max_correlation_epochs=5, max_dendrites=2, verbose=False)
+    dendrites = DendriteCallback(
+        "val_loss", form="private", patience=4, max_correlation_epochs=5, max_dendrites=2, verbose=False
+    )
     model = classifier()
     trainer = fit(dendrites, model)
     assert dendrites.stop_reason
@@ -55,7 +57,14 @@ def test_the_main_job() -> None:
 
 def test_accepted_and_rejected_sets() -> None:
     dendrites = DendriteCallback(
-        "score", "max", patience=2, max_dendrites=5, max_tries=1, max_correlation_epochs=1, verbose=False
+        "score",
+        "max",
+        form="private",
+        patience=2,
+        max_dendrites=5,
+        max_tries=1,
+        max_correlation_epochs=1,
+        verbose=False,
     )
     script = ScriptedScore(
         dendrites,
@@ -82,7 +91,9 @@ def test_accepted_and_rejected_sets() -> None:
 
 
 def test_each_correlation_phase_starts_from_the_best_weights() -> None:
-    dendrites = DendriteCallback("score", "max", patience=2, max_dendrites=1, max_correlation_epochs=1, verbose=False)
+    dendrites = DendriteCallback(
+        "score", "max", form="private", patience=2, max_dendrites=1, max_correlation_epochs=1, verbose=False
+    )
     script = ScriptedScore(dendrites, {0: [0.1, 0.5, 0.4, 0.4], 1: [0.9, 0.8, 0.8]})
 
     class AtFirstCandidates(Callback):

@@ -63,7 +63,7 @@ def test_a_budget_may_be_a_factor_of_the_model() -> None:
 
 
 def test_without_a_budget_sets_double_until_one_does_not_help() -> None:
-    dendrites, _ = fit(classifier(), max_tries=0, base_epochs=3, min_delta=0.002)
+    dendrites, _ = fit(classifier(), max_tries=0, base_epochs=3, min_delta=0.02)
     assert "did not help" in dendrites.stop_reason
     added = [record["parameters"] for record in dendrites.history if record["phase"] == "base"]
     assert [b - a for a, b in pairwise(added)][:2] == [16 * 5, 16 * 5]
@@ -91,7 +91,7 @@ def test_fields_move_while_a_base_phase_trains() -> None:
                 moved.extend(block.field.clone() for block in pl_module.net.dendrites)
 
     torch.manual_seed(0)
-    dendrites = quick(around=["net"], fan_in=2, base_epochs=8, max_parameters=150)
+    dendrites = quick(around=["net"], fan_in=2, base_epochs=8, max_parameters=150, sets=1, growth_epochs=1)
     L.Trainer(callbacks=[dendrites, Watch()], max_epochs=20, **QUIET).fit(OfBodies(), *loaders())
     changes = [int((a != b).sum()) for a, b in pairwise(moved)]
     assert any(changes[:5])
@@ -100,7 +100,7 @@ def test_fields_move_while_a_base_phase_trains() -> None:
 
 def test_under_correlation_fields_and_their_weights_stay_as_they_are() -> None:
     model = classifier()
-    dendrites, _ = fit(model, max_parameters=150, learning="correlation")
+    dendrites, _ = fit(model, max_parameters=150, sets=1, learning="correlation")
     (block,) = model.net.dendrites
     assert not block.weight.requires_grad
     assert block.out.requires_grad
@@ -112,12 +112,16 @@ def test_under_correlation_fields_and_their_weights_stay_as_they_are() -> None:
     [
         ({"around": "net"}, "a list of names"),
         ({"around": []}, "a list of names"),
-        ({"max_parameters": 100}, "without `around`"),
+        ({"max_parameters": 100, "form": "private"}, "None with form='private'"),
+        ({"around": ["net"], "form": "private"}, "None with form='private'"),
+        ({"form": "round"}, "'shared', 'private'"),
+        ({"form": "shared", "targets": ["net.0"]}, "where dendrites are shared"),
+        ({"max_parameters": 100, "exclude": lambda name, module: True}, "where dendrites are shared"),
         ({"around": ["net"], "max_parameters": True}, "a number of parameters"),
         ({"around": ["net"], "max_parameters": 0.5}, "above 1"),
-        ({"around": ["net"], "learning": "gradient"}, "'hybrid' or 'correlation'"),
-        ({"around": ["net"], "targets": ["net.0"]}, "None with `around`"),
-        ({"around": ["net"], "share": 0.5}, "1 with `around`"),
+        ({"around": ["net"], "learning": "gradient"}, "where dendrites are shared"),
+        ({"around": ["net"], "targets": ["net.0"]}, "where dendrites are shared"),
+        ({"around": ["net"], "share": 0.5}, "where dendrites are shared"),
         ({"around": ["net"], "sets": 0}, "at least 1"),
         ({"around": ["net"], "growth_epochs": 0}, "at least 1"),
     ],

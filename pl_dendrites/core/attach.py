@@ -34,7 +34,7 @@ def attach(
             would grow without changing anything; ``None``: every Linear, convolution and recurrent layer that is not
             frozen.
         exclude: taken out of ``targets``.
-        activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
         live: whether dendrites go on learning with the network, by gradient, once they are part of it.
         fan_in: inputs that each dendrite keeps: a number, or a share of those of its layer; ``None``: all. See
             :meth:`DendriticNetwork.keep_strongest`.

@@ -113,7 +113,7 @@ class DendriticNetwork:
         """Say what dendrites to come are like. Those that are there stay as they are.
 
         Args:
-            activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+            activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
             live: whether they go on learning with the network, by gradient, once they are part of it.
             fan_in: inputs that each keeps: a number, or a share of those of its layer; ``None``: all. Layers that have
                 no more inputs, and those whose dendrites cannot be sparse, get dense ones.

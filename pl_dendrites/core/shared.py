@@ -47,7 +47,7 @@ class UnitSet:
         clustered: share of the candidates whose field is an input and those that vary with it; that of the others are
             the inputs that correlate most with a direction of the error.
         feeds: outputs that each feeds; ``None``: all.
-        activation: ``"tanh"``, ``"sigmoid"``, ``"relu"`` or ``"gelu"``.
+        activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
         live: whether they go on learning with the network, by gradient; if not, their output weights alone do.
 
     Raises:
@@ -58,7 +58,7 @@ class UnitSet:
     field: int | float = 32
     clustered: float = 1.0
     feeds: int | None = None
-    activation: str = "gelu"
+    activation: str = "sharp_gelu"
     live: bool = True
 
     def __post_init__(self) -> None:

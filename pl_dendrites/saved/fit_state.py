@@ -42,6 +42,8 @@ class FitState:
         monitor: the metric that decides; older states are without.
         mode: whether a good score is small or large; older states are without.
         mirrors: name of each module that grows with another, and of that.
+        form: of dendrites, where the fit found it: ``around`` and ``reason`` of a
+            :class:`~pl_dendrites.training.first_calls.Form`.
         rewiring: of the :class:`~pl_dendrites.training.rewiring.Rewiring`, where there are shared dendrites.
 
     Example:
@@ -65,6 +67,7 @@ class FitState:
     mode: str | None = None
     mirrors: dict[str, str] = field(default_factory=dict)
     rewiring: dict[str, Any] | None = None
+    form: dict[str, Any] | None = None
 
     @property
     def metric(self) -> tuple[str, str] | None:
@@ -229,6 +232,8 @@ _RECORD = _entries(
         "monitor": _text,
         "mode": _one_of("min", "max"),
         "learning": _one_of("correlation", "gradient", "hybrid"),
+        "form": _one_of("shared", "private"),
+        "form_reason": _text,
         "inference_cost": _number,
         "step_cost": _number,
     },
@@ -265,6 +270,7 @@ _STATE = _entries(
         "mode": _one_of("min", "max"),
         "mirrors": _each(_mapping, _text),
         "rewiring": _maybe(_REWIRING),
+        "form": _maybe(_entries(around=_maybe(_each(_list, _text)), reason=_text)),
     },
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),

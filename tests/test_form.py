@@ -1,0 +1,159 @@
+"""Which form dendrites have where nobody says: what the first batch tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from pl_dendrites import DendriteCallback
+from pl_dendrites.core import Soma
+from tests.models import QUIET, Classifier, bits, loaders, same_bits
+
+
+class Whole(Classifier):
+    """Calls one module for all that it knows."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Direct(Whole):
+    """Never calls itself."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Parts(Direct):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 6))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net(x).relu())
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.forward(batch[0]), batch[1])
+
+
+class Boxed(nn.Module):
+    """What does the work is inside, and gets a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = mlp()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.inside(batch["x"])
+
+
+class InABox(Direct):
+    def __init__(self) -> None:
+        super().__init__(Boxed())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net({"x": x})
+
+    training_step = Parts.training_step
+
+
+class MeanOfPositions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.each(x.unflatten(1, (2, 2))).mean(1)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 2))
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(4, 2))
+
+
+def fit(model: L.LightningModule, epochs: int = 6, **given: Any) -> DendriteCallback:
+    dendrites = DendriteCallback(
+        "val_loss", base_epochs=2, max_correlation_epochs=1, max_tries=0, verbose=False, **given
+    )
+    trainer = L.Trainer(callbacks=[dendrites], max_epochs=epochs, **QUIET)
+    trainer.fit(model, *loaders())
+    return dendrites
+
+
+@pytest.mark.parametrize(
+    ("model", "around", "reason"),
+    [
+        (lambda: Whole(mlp()), "", "the model itself maps 4 inputs to 2 outputs"),
+        (lambda: Direct(mlp()), "net", "'net' maps 4 inputs to 2 outputs"),
+        (lambda: Direct(nn.Linear(4, 2)), "net", "'net' maps"),
+        (InABox, "net.inside", "'net.inside' maps"),
+        (lambda: Direct(Soma(4, 2)), "net", "neuron bodies"),
+        (Parts, None, "it calls 'net', 'head'"),
+        (lambda: Direct(convolution()), None, "'net': it has a Conv1d"),
+        (lambda: Direct(MeanOfPositions()), None, "no layer of it sees all 4"),
+    ],
+)
+def test_shared_around_a_network_of_fully_connected_layers_and_private_elsewhere(
+    model: Any, around: str | None, reason: str
+) -> None:
+    model = model()
+    dendrites = fit(model, max_dendrites=1)
+    record = dendrites.history[-1]
+    assert record["form"] == ("private" if around is None else "shared")
+    assert reason in record["form_reason"]
+    assert dendrites.network is not None
+    if around is not None:
+        assert list(dendrites.network.layers) == [around]
+    assert dendrites.num_dendrites > 0 or "did not help" in dendrites.stop_reason
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({"form": "private"}, "private"),
+        ({"targets": ["net.0"]}, "private"),
+        ({"learning": "gradient"}, "private"),
+        ({"learning": "correlation"}, "shared"),
+        ({"max_parameters": 100}, "shared"),
+        ({"around": ["net.3"]}, "shared"),
+    ],
+)
+def test_what_is_said_wins(given: dict[str, Any], form: str) -> None:
+    dendrites = fit(Direct(mlp()), 2, **given)
+    assert dendrites.history[0]["form"] == form
+
+
+def test_a_budget_for_which_there_is_no_place_ends_the_fit_with_the_reason() -> None:
+    with pytest.raises(MisconfigurationException, match="have no place: 'net': it has a Conv1d"):
+        fit(Direct(convolution()), max_parameters=100)
+
+
+def test_nothing_is_left_of_watching_the_first_batch() -> None:
+    model, plain = Whole(convolution()), Whole(convolution())
+    fit(model, 1, max_dendrites=0, form=None)
+    fit(plain, 1, max_dendrites=0, form="private")
+    for own, other in zip(model.modules(), plain.modules(), strict=True):
+        assert len(own._forward_hooks) == len(other._forward_hooks)
+        assert len(own._forward_pre_hooks) == len(other._forward_pre_hooks)
+
+
+def test_watching_changes_nothing_that_is_trained() -> None:
+    trained = []
+    for form in (None, "private"):
+        torch.manual_seed(0)
+        model = Whole(mlp())
+        fit(model, 2, max_dendrites=0, form=form)
+        trained.append(bits(model))
+    assert same_bits(*trained)
