@@ -418,7 +418,7 @@ class Fit:
             mode=self._settings.mode if resumed is None else resumed.mode,
             rewiring=(None if resumed is None else resumed.rewiring)
             if self._rewiring is None
-            else self._rewiring.state_dict(),
+            else self._rewiring.state_dict(together),
             mirrors=(resumed.mirrors if resumed is not None else {}) if self.network is None else self.network.mirrors,
         ).to_dict()
 
