@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.mirrors import check_mirrors
-from pl_dendrites.core.shared import UnitSet
+from pl_dendrites.core.unit_set import UnitSet
 
 __all__ = ["Settings", "check_patterns", "plain"]
 

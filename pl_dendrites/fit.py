@@ -35,7 +35,7 @@ from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, shards, unwrap, wrap
 
 __all__ = ["Fit"]
 
@@ -109,7 +109,7 @@ class Fit:
         """Take in the model, which may have dendrites already."""
         saved = self._resumed
         if self._settings.is_open:
-            form = known_form(module) if saved is None or saved.form is None else Form(**saved.form)
+            form = known_form(module, shards(trainer)) if saved is None or saved.form is None else Form(**saved.form)
             self._settings = self._settings if form is None else self._settings.settled(*form)
         settings = self._settings
         mirrors = settings.mirrors
@@ -440,7 +440,7 @@ class Fit:
             form=self._settings.settled_form,
             rewiring=(None if resumed is None else resumed.rewiring)
             if self._rewiring is None
-            else self._rewiring.state_dict(),
+            else self._rewiring.state_dict(together),
             mirrors=(resumed.mirrors if resumed is not None else {}) if self.network is None else self.network.mirrors,
         ).to_dict()
 

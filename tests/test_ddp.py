@@ -16,7 +16,7 @@ from torch import nn
 
 from pl_dendrites import grow_on_load
 from tests.models import QUIET, bits, classifier, loaders, quick, same_bits
-from tests.together import DEATHS, SETTINGS, fit, launch
+from tests.together import DEATHS, SETTINGS, Manual, fit, launch
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -65,7 +65,7 @@ def assert_close(run: dict[str, Any], other: dict[str, Any]) -> None:
     assert difference(run["weights"], other["weights"]) < 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "fp16"])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if "fp16" not in name])
 def test_two_processes_are_one_with_their_global_batch(name: str, runs: Any) -> None:
     _, one, two = runs
     assert_close(two[name][0]["whole"], one[name])
@@ -93,6 +93,16 @@ def test_a_loss_scale_that_is_too_large_in_one_process_comes_down_in_both(runs: 
     assert [record["phase"] for record in run["history"]][:3] == ["base", "correlation", "base"]
 
 
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name.startswith("shared")])
+def test_fields_of_shared_dendrites_move_in_both_processes(name: str, runs: Any) -> None:
+    """And alike: that digests are the same another test says."""
+    trail = runs[2][name][0]["whole"]["trail"]
+    fields = [{key: value for key, value in values.items() if key.endswith(".field")} for values in trail]
+    moved = [any((b[key] != a[key]).any() for key in a) for a, b in pairwise(fields) if a.keys() == b.keys()]
+    assert sum(moved) >= 4
+    assert fields[-1]
+
+
 def test_processes_with_different_numbers_of_batches_are_told_so_instead_of_waiting(runs: Any) -> None:
     for rank, own in enumerate((4, 3)):
         assert f"batches: {own} in this one, 3.5 in the mean" in (runs[0] / f"missing {rank}.txt").read_text()
@@ -118,12 +128,13 @@ def test_resumed_in_any_phase_two_processes_end_with_the_same_bits(name: str, ru
         assert same_bits(run["weights"], results["whole"]["weights"])
 
 
-def test_resumed_with_another_number_of_processes(runs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.resumed_from_one])
+def test_resumed_with_another_number_of_processes(name: str, runs: Any, tmp_path: Path) -> None:
     folder, one, two = runs
-    for epoch in (2, 5):
-        assert_close(two["automatic"][0][f"from one's {epoch}"], one["automatic"])
-        path = folder / "automatic" / f"epoch={epoch}.ckpt"
-        assert_close(fit(SETTINGS["automatic"], None, tmp_path / str(epoch), ckpt_path=path), one["automatic"])
+    for epoch in SETTINGS[name].resumed_from_one:
+        assert_close(two[name][0][f"from one's {epoch}"], one[name])
+        path = folder / name / f"epoch={epoch}.ckpt"
+        assert_close(fit(SETTINGS[name], None, tmp_path / str(epoch), ckpt_path=path), one[name])
 
 
 def test_the_file_of_the_best_network_is_the_first_process(runs: Any) -> None:
@@ -173,7 +184,22 @@ def test_gradients_of_several_batches_are_communicated_once(runs: Any) -> None:
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "gradient"])
 def test_ddp_has_nothing_to_say_where_the_network_stands_still(name: str, runs: Any) -> None:
     traffic = [by for phase, _, traffic in runs[2][name][0]["whole"]["traffic"] for by, _ in traffic if phase != "base"]
-    assert set(traffic) == {"dendrites"}
+    agreed = not name.startswith("shared") or SETTINGS[name].model is Manual  # on whether a model stepped by itself
+    assert set(traffic) == ({"dendrites"} if agreed else set())
+
+
+def test_what_is_communicated_for_shared_dendrites(runs: Any) -> None:
+    """Once for a set: the samples, and the set. Once for a move of fields: the gradients of all inputs."""
+    base = [traffic for phase, _, traffic in runs[2]["shared"][0]["whole"]["traffic"] if phase == "base"]
+    steps = [[size for by, size in traffic if by == "dendrites"] for traffic in base]
+    assert [batch for batch, sizes in enumerate(steps) if sizes] == [4, 8, 11, 15, 19, 23]
+    assert [batch for batch, traffic in enumerate(base) if "wrapper" in dict(traffic)] == [4, 8], (
+        "nor are fields copied"
+    )
+    for batch in (4, 8):
+        assert 8 * 4 * (4 * 16) in steps[batch], "inputs of a process' part of four batches, in double precision"
+    units = runs[2]["shared"][0]["whole"]["trail"][-1]["net.dendrites.0.bias"].numel()
+    assert steps[11][:5] == [8 * size for size in (units * 4, units, 4, 1, units * 2)]
 
 
 @pytest.mark.parametrize("death", DEATHS)

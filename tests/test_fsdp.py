@@ -188,6 +188,11 @@ def test_layers_whose_dendrites_would_be_copies(alone: dict[str, Any]) -> None:
         L.Trainer(callbacks=[quick(targets=["LSTM"])], **alone).fit(Recurrent(), *loaders())
 
 
+def test_shared_dendrites(alone: dict[str, Any]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"cannot have shared dendrites.*leave out `around`"):
+        L.Trainer(callbacks=[quick(around=["net"])], **alone).fit(Linears(), *loaders())
+
+
 def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it is a folder without 'meta.pt'"):
         load_from_checkpoint(Linears, tmp_path)

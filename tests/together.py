@@ -205,6 +205,7 @@ class Setting:
     resumed_from_one: tuple[int, ...] = ()  # and of one process' run
 
 
+SHARED: dict[str, Any] = {"fan_in": 2, "max_parameters": 87, "base_epochs": 6}
 SETTINGS = {
     # Epochs: two of a base phase, two of a correlation phase, and so on.
     "automatic": Setting(resumed=(1, 2, 3, 6), resumed_from_one=(2, 5)),
@@ -226,12 +227,24 @@ SETTINGS = {
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
     "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2, "best_on": "disk"}),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
+    # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
+    "shared": Setting(
+        callback={"growth_epochs": 1, "sets": 2, "around": ["net"], **SHARED},
+        trainer=lambda: {"accumulate_grad_batches": 2},
+        resumed=(1, 6),
+        resumed_from_one=(1,),
+    ),
+    "shared, two modules": Setting(Manual, callback={"around": ["net.0", "net.2"], **SHARED}),
+    "shared in fp16": Setting(Half, trainer=half_precision, rows=(30, 2), callback={"around": ["net"], **SHARED}),
     "fp16": Setting(Half, trainer=half_precision, rows=(30, 2), callback={"max_dendrites": 1}),
 }
 
 
 class Trail(L.Callback):
-    """After each batch, all parameters and all that candidates are; a digest of both; and what was communicated."""
+    """After each batch, all parameters and all that candidates are; a digest of both; and what was communicated.
+
+    Of shared dendrites also their fields. Before there are any each process has samples of its own.
+    """
 
     def __init__(self, dendrites: Any) -> None:
         self.dendrites, self.values, self.digests, self.traffic, self.scales = dendrites, [], [], [], []
@@ -241,8 +254,10 @@ class Trail(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
-        for name, pool in self.dendrites.network.candidate_state().items():
-            values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
+        values |= {name: field.clone() for name, field in pl_module.named_buffers() if name.endswith(".field")}
+        if self.dendrites.network.units is None:
+            for name, pool in self.dendrites.network.candidate_state().items():
+                values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
         digest = hashlib.sha256(
             b"".join(name.encode() + value.cpu().numpy().tobytes() for name, value in values.items())
         )

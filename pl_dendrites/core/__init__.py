@@ -1,7 +1,8 @@
 """The core: dendrites for any PyTorch model, without Lightning.
 
 - ``attach`` gives dendrites to a model and takes them away; ``network`` is what one then works with.
-- ``shared`` is both for shared dendrites, and ``soma`` a network that has nothing else.
+- ``shared`` is both for shared dendrites, ``unit_set`` says what some to come are like, ``moves`` moves their fields;
+  ``soma`` is a network that has nothing else.
 - ``targets`` says which layers can have them.
 - ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
 - ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.
@@ -28,10 +29,11 @@ from pl_dendrites.core.loaders import growing
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.rule.candidates import Candidates
-from pl_dendrites.core.shared import SharedNetwork, UnitSet, attach_shared
+from pl_dendrites.core.shared import SharedNetwork, attach_shared
 from pl_dendrites.core.soma import Soma
 from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.targets import Selection, select_targets
+from pl_dendrites.core.unit_set import UnitSet
 
 __all__ = [
     "ACTIVATIONS",

@@ -17,7 +17,7 @@ __all__ = [
     "DendriteKey",
     "count_in",
     "entries_by_layer",
-    "is_constant_key",
+    "is_common_key",
     "is_dendrite_key",
     "parse",
     "plain_name",
@@ -30,7 +30,7 @@ _KEY = re.compile(
     r"(?P<part>nodes\.(?:inputs|(?:layer\.)?(?:weight|bias)|\d+\..+)|links|code|neurons|weights\.\d+|field|weight|bias|out|feeds)",
     re.DOTALL,  # a name may have any character but a dot
 )
-_CONSTANT = ("code", "neurons", "nodes.inputs")
+_COMMON = ("code", "neurons", "nodes.inputs", "field", "feeds")
 
 
 class DendriteKey(NamedTuple):
@@ -73,15 +73,17 @@ def is_dendrite_key(key: str) -> bool:
     return parse(key) is not None
 
 
-def is_constant_key(key: str) -> bool:
-    """Whether a state_dict entry belongs to dendrites and never changes in training.
+def is_common_key(key: str) -> bool:
+    """Whether a state_dict entry belongs to dendrites and is the same in all processes, as integers are.
+
+    Most never change in training; fields are moved by each process alike.
 
     Example:
-        >>> is_constant_key("encoder.0.dendrites.0.code"), is_constant_key("encoder.0.dendrites.0.links")
+        >>> is_common_key("encoder.0.dendrites.0.code"), is_common_key("encoder.0.dendrites.0.links")
         (True, False)
     """
     found = parse(key)
-    return found is not None and found.part in _CONSTANT
+    return found is not None and found.part in _COMMON
 
 
 def entries_by_layer(state_dict: Mapping[Any, Any], prefix: str = "") -> dict[str, dict[str, dict[str, Any]]]:

@@ -437,8 +437,12 @@ class DendriticNetwork:
             self._freeze.release()
             self._freeze = None
 
-    def candidate_state(self) -> dict[str, dict[str, Tensor]]:
-        """Values and statistics of all candidates, copied, as a dict of plain tensors."""
+    def candidate_state(self, together: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Values and statistics of all candidates, copied, as a dict of plain tensors.
+
+        Args:
+            together: whether all processes call this; here they all have the same.
+        """
         return {
             name: {key: value.detach().clone() for key, value in pool.state_dict().items()}
             for name, pool in self.candidates.items()

@@ -1,73 +1,36 @@
-"""Shared dendrites around modules of a network: how they grow, and how their fields move while they learn."""
+"""Shared dendrites around modules of a network, and how they grow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.checks import check, check_at_least
 from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.cost import parameter_count
-from pl_dendrites.core.fields.choose import choose_units
-from pl_dendrites.core.fields.draw import along_errors, clustered, drawn_weights
-from pl_dendrites.core.fields.product import field_product
-from pl_dendrites.core.fields.rewire import Gains, forget
-from pl_dendrites.core.fields.sample import ErrorSample
-from pl_dendrites.core.growth.block import check_form
+from pl_dendrites.core.fields.find import Found, find_units
+from pl_dendrites.core.fields.gathered import Alone, Processes, as_one, deal, gather_samples, of_first
+from pl_dendrites.core.fields.sample import ErrorSample, on_one_scale
 from pl_dendrites.core.growth.error_watch import ErrorWatch
 from pl_dendrites.core.growth.hooks import hang, know_neurons
 from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors
+from pl_dendrites.core.moves import Moves
 from pl_dendrites.core.network import DendriticNetwork, hosts
 from pl_dendrites.core.targets import why_not_around
+from pl_dendrites.core.unit_set import UnitSet
 
-__all__ = ["SharedNetwork", "UnitSet", "attach_shared"]
+__all__ = ["SharedNetwork", "attach_shared"]
 
 _FIRST_UNITS = 16
-# A choice keeps the outputs of all candidates, and looks at each as often as it takes one.
-_MOST_CANDIDATES = 4096
-_AT_ONCE = 256
-
-
-@dataclass(frozen=True)
-class UnitSet:
-    """What a set of shared dendrites to come is like.
-
-    Attributes:
-        units: how many; ``None``: what :meth:`SharedNetwork.set_next` says of parameters.
-        field: inputs that each sees, a number or a share; all, where there are no more.
-        clustered: share of the candidates whose field is an input and those that vary with it; that of the others are
-            the inputs that correlate most with a direction of the error.
-        feeds: outputs that each feeds; ``None``: all.
-        activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
-        live: whether they go on learning with the network, by gradient; if not, their output weights alone do.
-
-    Raises:
-        ValueError: if one of them is not possible.
-    """
-
-    units: int | None = None
-    field: int | float = 32
-    clustered: float = 1.0
-    feeds: int | None = None
-    activation: str = "sharp_gelu"
-    live: bool = True
-
-    def __post_init__(self) -> None:
-        check_form(self.activation, self.field)
-        for name in ("units", "feeds"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        number = isinstance(self.clustered, int | float) and not isinstance(self.clustered, bool)
-        check("clustered", number and 0 <= self.clustered <= 1, "a share from 0 to 1", self.clustered)
+# Of the seeds that say which samples two processes keep, one for each batch, 32 bits count.
+_APART = 0x9E3779B1
 
 
 def attach_shared(model: nn.Module, around: Sequence[str] = ("",)) -> SharedNetwork:
@@ -85,6 +48,7 @@ def attach_shared(model: nn.Module, around: Sequence[str] = ("",)) -> SharedNetw
         ValueError: if there is no such module, or it cannot have any.
 
     Example:
+        >>> from pl_dendrites.core import UnitSet
         >>> model = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 3))
         >>> network = attach_shared(model)
         >>> x = torch.randn(32, 9)
@@ -106,20 +70,28 @@ class SharedNetwork(DendriticNetwork):
     taken from training batches; :meth:`integrate` draws candidates from these, chooses among them and makes them a part
     of the network. While units learn live, :meth:`look` and :meth:`rewire` move their fields.
 
+    Several processes, each with its part of every batch, find the same set in the samples of all, and move its fields
+    alike. All must call :meth:`layers_with_error`, :meth:`integrate` and :meth:`rewire` then.
+
     Args:
         model: the model.
         around: see :func:`attach_shared`.
         mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
+        processes: all of them; ``None``: this one is alone.
 
     Attributes:
-        deviation: of the inputs of each module, shape ``(n,)``, as the last samples had it; 0 where one does not vary.
+        moves: moves fields.
 
     Raises:
         ValueError: if there is no such module, or it cannot have shared dendrites.
     """
 
     def __init__(
-        self, model: nn.Module, around: Sequence[str] = ("",), mirrors: Mapping[str, str] | None = None
+        self,
+        model: nn.Module,
+        around: Sequence[str] = ("",),
+        mirrors: Mapping[str, str] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         modules = {plain_name(name): module for name, module in model.named_modules()}
         for name in around:
@@ -135,7 +107,8 @@ class SharedNetwork(DendriticNetwork):
         self.skipped, self.share = {}, 1.0
         self._hosts = {name: module for name, module in hosts(model).items() if name in self.targets}
         self._begin()
-        self.deviation: dict[str, Tensor] = {}
+        self._processes: Processes = Alone() if processes is None else processes
+        self.moves = Moves(lambda: self.blocks, self._processes)
         self._wanted, self._pool, self._seed = UnitSet(), 1, 0
         self._max_parameters: int | None = None
         self._sets, self._samples = 1, 4096
@@ -157,7 +130,7 @@ class SharedNetwork(DendriticNetwork):
                 as there are.
             sets: how many sets share these parameters, each of which is twice the one before; those that are there
                 included.
-            samples: of inputs and errors that a set is found from.
+            samples: of inputs and errors that a set is found from, of all processes together.
 
         Raises:
             ValueError: if one of them is not possible, or the parameters are no more than the model has.
@@ -212,7 +185,9 @@ class SharedNetwork(DendriticNetwork):
 
     def _start(self, name: str, pool: int, generator: torch.Generator | None) -> None:
         self._pool, self._seed = pool, 0 if generator is None else generator.initial_seed()
-        self.layers[name].set_watch(ErrorWatch(self._samples, self._seed))
+        rank, parts = self._processes.rank, self._processes.count
+        share = -(-self._samples // parts)
+        self.layers[name].set_watch(ErrorWatch(share, self._seed + rank * _APART, parts))
 
     def scale_loss(self, scale: Tensor | None) -> None:
         """See :meth:`DendriticNetwork.scale_loss`."""
@@ -232,8 +207,22 @@ class SharedNetwork(DendriticNetwork):
         super().listen(listening, frozen)
 
     def layers_with_error(self) -> list[str]:
-        """Names of the modules that an error was seen of."""
-        return [name for name, watch in self._watches.items() if watch.reservoir.seen]
+        """Names of the modules that an error was seen of, in any process. All must call this."""
+        watches, names = self._watches, list(self._hosts)
+        seen = [watches[name].reservoir.seen if name in watches else 0 for name in names]
+        total = torch.tensor(seen, device=self._device)
+        self._processes.add_up(total)
+        return [name for name, count in zip(names, total.tolist(), strict=True) if count]
+
+    @property
+    def _device(self) -> torch.device:
+        return weight_of(next(iter(self._hosts.values()))).device
+
+    def _gathered(self) -> dict[str, dict[str, Tensor]]:
+        # Of all modules, whether or not this process' part of the batches ever reached one.
+        watches = self._watches
+        own = [watches[name].reservoir.samples if name in watches else {} for name in self._hosts]
+        return dict(zip(self._hosts, gather_samples(own, self._processes, self._device), strict=True))
 
     def integrate(self) -> dict[str, Tensor]:
         """Find a set for each module from its samples and make it a part of the network; flags and buffers return.
@@ -250,11 +239,11 @@ class SharedNetwork(DendriticNetwork):
         if self._freeze is None:
             raise RuntimeError("there are no samples to find a set in: call start_candidates first")
         self._release()
+        samples = {name: _sample(as_one(parts, self._seed)) for name, parts in self._gathered().items() if parts}
+        forms = {name: self._form(name, sample, len(samples)) for name, sample in samples.items()}
         worth = {}
-        samples = {name: ErrorSample(*self._watches[name].reservoir.rows()) for name in self.layers_with_error()}
-        forms = {name: self._form(name, sample) for name, sample in samples.items()}
         for name, sample in samples.items():
-            self.deviation[name] = sample.deviation * sample.varies
+            self.moves.deviation[name] = of_first(sample.deviation * sample.varies, self._processes)
             if forms[name].units:
                 worth[name] = self._add(name, sample, forms[name])
             else:
@@ -263,40 +252,33 @@ class SharedNetwork(DendriticNetwork):
         self.discard()
         return worth
 
-    def _form(self, name: str, sample: ErrorSample) -> SharedForm:
-        wanted, inputs, outputs = self._wanted, sample.inputs.shape[1], sample.errors.shape[1]
-        feeds = None if wanted.feeds is None or wanted.feeds >= outputs else wanted.feeds
-        size = wanted.field if isinstance(wanted.field, int) else max(1, round(wanted.field * inputs))
-        field, there = min(size, inputs), sum(block.form.units for block in self.layers[name].shared)
-        form = SharedForm(1, inputs, outputs, field, feeds, wanted.activation, wanted.live)
+    def _form(self, name: str, sample: ErrorSample, modules: int) -> SharedForm:
+        wanted, there = self._wanted, sum(block.form.units for block in self.layers[name].shared)
+        form = wanted.unit(sample.inputs.shape[1], sample.errors.shape[1])
         units = wanted.units or there or _FIRST_UNITS
         if wanted.units is None and self._max_parameters is not None:
-            modules, sets = len(self.layers_with_error()), max(self._sets - len(self.layers[name].shared), 1)
+            sets = max(self._sets - len(self.layers[name].shared), 1)
             left = self._max_parameters - parameter_count(self.model)
             units = max(left, 0) // (form.parameters * modules * (2**sets - 1))  # each set is twice the one before
         return replace(form, units=units)
 
-    @torch.no_grad()
     def _add(self, name: str, sample: ErrorSample, form: SharedForm) -> Tensor:
-        generator = torch.Generator().manual_seed((self._seed + 1) % 2**63)
-        candidates = max(form.units, min(form.units * self._pool, _MOST_CANDIDATES))
-        alike = round(candidates * self._wanted.clustered)
-        draws = [(clustered, alike), (along_errors, candidates - alike)]
-        field = torch.cat([draw(sample, count, form.field, generator) for draw, count in draws if count])
-        weight, bias = (drawn.to(sample.inputs) for drawn in drawn_weights(candidates, form.field, generator))
-        potentials = [
-            field_product(sample.inputs, *some)  # some at a time: inputs may be fetched for each
-            for some in zip(*(tensor.split(_AT_ONCE) for tensor in (field, weight, bias)), strict=True)
-        ]
-        units = ACTIVATIONS[form.activation](torch.cat(potentials, 1))
-        chosen, worth = choose_units(units, sample.errors, form.units if candidates <= _MOST_CANDIDATES else 0)
-        rest = torch.ones(candidates, dtype=torch.bool, device=chosen.device)
-        rest[chosen] = False
-        chosen = torch.cat([chosen, rest.nonzero()[:, 0]])[: form.units]
-        towards = (sample.errors.T @ units[:, chosen]).T.abs().topk(form.feeds or form.outputs, 1).indices
+        found = find_units(
+            sample,
+            form.units,
+            form.field,
+            form.feeds or form.outputs,
+            form.activation,
+            pool=self._pool,
+            share_clustered=self._wanted.clustered,
+            seed=(self._seed + 1) % 2**63,
+        )
+        # Hardware that is not alike may choose otherwise between two that are.
+        found = Found(*(of_first(part, self._processes) for part in found))
+        know_neurons(self._hosts[name], form.outputs)
         block = self.layers[name].add_shared(self._hosts[name], form)
-        block.fill(field[chosen], weight[chosen], bias[chosen], towards)
-        return torch.cat([worth, worth.new_zeros(form.units - len(worth))])
+        block.fill(found.field, found.weight, found.bias, found.feeds)
+        return found.worth
 
     def discard(self) -> None:
         """The samples go; flags and buffers return. Does nothing where there are none."""
@@ -304,20 +286,27 @@ class SharedNetwork(DendriticNetwork):
             dendrites.set_watch(None)
         super().discard()
 
-    def candidate_state(self) -> dict[str, dict[str, Tensor]]:
-        """The samples so far, copied, as a dict of plain tensors."""
-        return {name: watch.reservoir.state_dict() for name, watch in self._watches.items()}
+    def candidate_state(self, together: bool = False) -> dict[str, dict[str, Tensor]]:
+        """The samples so far, copied, as a dict of plain tensors.
+
+        Args:
+            together: whether all processes call this, and get the samples of all; if not, it is those of this one.
+        """
+        if not together:
+            return {name: watch.reservoir.state_dict() for name, watch in self._watches.items()}
+        gathered = self._gathered().items()
+        return {name: {part: value.clone() for part, value in samples.items()} for name, samples in gathered if samples}
 
     def load_candidate_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what :meth:`candidate_state` returned.
+        """Put back what :meth:`candidate_state` returned. Each process goes on with its own, or a share of all.
 
         Raises:
             ValueError: if it is of other modules, or is none of these.
         """
         self._check_state(state, self._pool)
         for name, values in state.items():
-            place = weight_of(self._hosts[name]).device
-            here = {part: value if part in ("batch", "seen") else value.to(place) for part, value in values.items()}
+            place, own = weight_of(self._hosts[name]).device, deal(values, self._processes, self._seed)
+            here = {part: value.to(place) if part in ("inputs", "errors") else value for part, value in own.items()}
             self._watches[name].reservoir.load_state_dict(here)
 
     # -- fields move --------------------------------------------------------------------------------------------------
@@ -328,18 +317,7 @@ class SharedNetwork(DendriticNetwork):
         Args:
             looking: whether to.
         """
-        for name, block in self.blocks:
-            form, field = block.form, block.field
-            looks = looking and block.live and name in self.deviation
-            block.gains = Gains(form.units, form.inputs, form.outputs, field.device) if looks else None
-
-    def _gains(self) -> list[Tensor]:
-        return [
-            gain
-            for _, block in self.blocks
-            if block.gains is not None
-            for gain in (block.gains.field, block.gains.feeds)
-        ]
+        self.moves.look(looking)
 
     def rewire(self, share: float, optimizers: Iterable[Optimizer] = ()) -> None:
         """Let the weakest inputs of each field go for those that the backward passes since :meth:`look` ask for.
@@ -351,6 +329,7 @@ class SharedNetwork(DendriticNetwork):
             optimizers: what they remember of entries that are others now starts anew.
 
         Example:
+            >>> from pl_dendrites.core import UnitSet
             >>> model = nn.Linear(9, 3)
             >>> network = attach_shared(model)
             >>> network.set_next(UnitSet(units=4, field=2))
@@ -366,37 +345,9 @@ class SharedNetwork(DendriticNetwork):
             >>> (model.dendrites[0].field != before).sum(1).tolist()
             [1, 1, 1, 1]
         """
-        optimizers, finite = list(optimizers), all(bool(gain.isfinite().all()) for gain in self._gains())
-        for name, block in self.blocks:
-            gains, block.gains = block.gains, None
-            if gains is None or not finite:
-                continue
-            for parameter, moved in block.rewire(gains, share, self.deviation[name]).items():
-                for optimizer in optimizers:
-                    forget(optimizer, parameter, moved)
+        self.moves.rewire(share, optimizers)
         self._mirrored.follow()
 
-    def rewiring_state(self) -> dict[str, Any]:
-        """What :meth:`look` and :meth:`rewire` know, as plain tensors."""
-        return {
-            "deviation": {name: value.clone() for name, value in self.deviation.items()},
-            "gains": [g.clone() for g in self._gains()],
-        }
 
-    def load_rewiring_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`rewiring_state`.
-
-        Raises:
-            ValueError: if it is of another network.
-        """
-        check_claims(state, "what moves fields", "its state")
-        for name, value in state["deviation"].items():
-            inputs = {block.form.inputs for own, block in self.blocks if own == name}
-            if inputs and inputs != {value.numel()}:
-                raise ValueError(f"fields of '{name}' have {inputs} inputs, and what moves them knows {value.numel()}")
-        there = {name: block.field.device for name, block in self.blocks}
-        self.deviation = {name: value.to(there.get(name, value.device)) for name, value in state["deviation"].items()}
-        if state["gains"]:
-            self.look()
-            for own, saved in zip(self._gains(), state["gains"], strict=True):
-                own.copy_(saved)
+def _sample(samples: Mapping[str, Tensor]) -> ErrorSample:
+    return ErrorSample(samples["inputs"], on_one_scale(samples["errors"], samples["batch"]))

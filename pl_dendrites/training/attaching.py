@@ -12,7 +12,9 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.training import optimizers
+from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.refusals import refuse_homeless
+from pl_dendrites.training.trainer import shards
 
 __all__ = ["attach_to_fit"]
 
@@ -45,12 +47,12 @@ def attach_to_fit(
     if around is None:
         network = DendriticNetwork(module, targets, exclude, mirrors)
     else:
-        if trainer.world_size > 1:
+        if shards(trainer):
             raise MisconfigurationException(
-                "shared dendrites are found in the samples of one process, and there are"
-                f" {trainer.world_size}: use one device, or leave out `around`."
+                "a sharded model cannot have shared dendrites: nobody would average their gradients, or have a folder's"
+                " checkpoint fit them. Use strategy='ddp', or leave out `around`."
             )
-        network = SharedNetwork(module, around, mirrors)
+        network = SharedNetwork(module, around, mirrors, Processes(trainer))
     network.set_next(**following)
     if targets is None and around is None:
         optimizers.leave_unheld_alone(trainer.optimizers, network)

@@ -275,14 +275,14 @@ class CorrelationPhase:
         """Candidates, their optimizer, gradients that wait for a step, and which parameters are trainable but for this.
 
         Args:
-            together: whether all processes call this. If not, gradients of some of them are left out.
+            together: whether all processes call this. If not, gradients and samples of some of them are left out.
         """
         gradients = [parameter.grad for parameter in self._network.candidate_parameters()]
         summed: list[Tensor | None] = []
         if self._joint is not None:
             gradients, summed = [], self._joint.gradients() if together else []
         return {
-            "candidates": self._network.candidate_state(),
+            "candidates": self._network.candidate_state(together),
             "optimizer": self._optimizer.state_dict(),
             "trainable": self._network.trainable,
             "whole_epoch": self.whole_epoch,

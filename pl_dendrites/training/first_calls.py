@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, know_neurons
-from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.shared_block import features
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import Inputs
@@ -36,8 +35,12 @@ class Form(NamedTuple):
     reason: str
 
 
-def known_form(model: nn.Module) -> Form | None:
+def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
     """The form that can be told before a model trains; ``None``: what it calls must tell.
+
+    Args:
+        model: the model.
+        sharded: whether its parameters are to be shared out to several processes.
 
     Example:
         >>> known_form(nn.Sequential(Soma(3, 2), nn.ReLU()))
@@ -52,7 +55,7 @@ def known_form(model: nn.Module) -> Form | None:
         return Form(None, "the model has private dendrites")
     if bodies:
         return Form(bodies, "neuron bodies learn from shared dendrites alone")
-    if is_sharded(model):
+    if sharded:
         return Form(None, "the model is sharded")
     if any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()):
         return Form(None, "the model is compiled, and is not looked at when it runs")

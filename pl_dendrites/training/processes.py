@@ -26,6 +26,7 @@ class Processes:
 
     Attributes:
         count: how many there are.
+        rank: which of them this one is, from 0 on.
 
     Example:
         >>> alone = Processes(pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False))
@@ -34,7 +35,7 @@ class Processes:
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        self.count = trainer.world_size
+        self.count, self.rank = trainer.world_size, trainer.global_rank
         self._strategy = trainer.strategy
 
     def add_up(self, tensor: Tensor) -> None:
@@ -45,6 +46,8 @@ class Processes:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, which are of one shape, stacked: the same bits in each of them."""
+        if self.count == 1:
+            return tensor[None]
         parts = tensor.new_empty(self.count * len(tensor), *tensor.shape[1:])
         torch.distributed.all_gather_into_tensor(parts, tensor)
         return parts.view(self.count, *tensor.shape)

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from pl_dendrites.core.fields.rewire import turnover
 from pl_dendrites.core.shared import SharedNetwork
+from pl_dendrites.training.processes import Processes
 
 __all__ = ["Rewiring"]
 
@@ -20,6 +21,8 @@ _BATCHES = 50
 class Rewiring:
     """Lets the fields of live shared dendrites move every fifty batches of a base phase, and once an epoch at least.
 
+    In all processes after the same batch, by the gradients of all.
+
     Args:
         trainer: the Trainer.
         network: the network.
@@ -27,6 +30,7 @@ class Rewiring:
 
     def __init__(self, trainer: pl.Trainer, network: SharedNetwork) -> None:
         self._trainer, self._network = trainer, network
+        self._processes, self._manual = Processes(trainer), not trainer.lightning_module.automatic_optimization
         self._batches, self._looks_since, self._share = 0, -1, 0.0
 
     def begin_phase(self) -> None:
@@ -55,15 +59,24 @@ class Rewiring:
 
     def end_batch(self) -> None:
         """Let fields move once the optimizer stepped, by the gradients of all batches of a window."""
-        if 0 <= self._looks_since < self._trainer.global_step:
+        if self._looks_since < 0:
+            return
+        stepped = self._looks_since < self._trainer.global_step
+        # A model that steps its optimizers itself may pass one over in one process and not in another.
+        if self._processes.any(stepped) if self._manual else stepped:
             self._network.rewire(self._share, self._trainer.optimizers)
             self._looks_since = -1
 
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {"batches": self._batches, "looks_since": self._looks_since, **self._network.rewiring_state()}
+    def state_dict(self, together: bool = True) -> dict[str, Any]:
+        """For a checkpoint.
+
+        Args:
+            together: whether all processes call this. If not, gradients of some of them are left out.
+        """
+        moves = self._network.moves.state_dict(together)
+        return {"batches": self._batches, "looks_since": self._looks_since, **moves}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self._batches, self._looks_since = state["batches"], state["looks_since"]
-        self._network.load_rewiring_state(state)
+        self._network.moves.load_state_dict(state)

@@ -17,7 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from pl_dendrites.core.keys import is_constant_key
+from pl_dendrites.core.keys import is_common_key
 
 __all__ = [
     "BeforeLoading",
@@ -344,10 +344,10 @@ def wrap(trainer: pl.Trainer) -> None:
         module: Any = trainer.lightning_module
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return
-        # DDP copies the first process' buffers before each forward pass. Those of dendrites are constants: without
-        # them a model that has no others is spared that.
+        # DDP copies the first process' buffers before each forward pass. Those of dendrites are the same
+        # in all: without them a model that has no others is spared that.
         ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", None)
-        own = [name for name, _ in module.named_buffers() if is_constant_key(name)]
+        own = [name for name, _ in module.named_buffers() if is_common_key(name)]
         module._ddp_params_and_buffers_to_ignore = [*(ignored or ()), *own]
         try:
             strategy.configure_ddp()

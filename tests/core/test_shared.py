@@ -16,8 +16,9 @@ from pl_dendrites.core.fields.choose import choose_units
 from pl_dendrites.core.fields.product import field_product
 from pl_dendrites.core.fields.sample import Reservoir
 from pl_dendrites.core.growth.shared_block import SharedBlock
-from pl_dendrites.core.shared import SharedNetwork, UnitSet, attach_shared
+from pl_dendrites.core.shared import SharedNetwork, attach_shared
 from pl_dendrites.core.structure import grow_on_load
+from pl_dendrites.core.unit_set import UnitSet
 
 
 def small() -> nn.Sequential:
@@ -238,7 +239,7 @@ def test_a_reservoir_keeps_each_sample_with_the_same_chance() -> None:
 def test_saved_samples_take_no_more_memory_than_they_have_until_others_are_like_them() -> None:
     reservoir = Reservoir(10**6)
     saved = {"inputs": torch.zeros(1, 10**4), "errors": torch.ones(1, 2), "batch": torch.ones(1)}
-    reservoir.load_state_dict({**saved, "seen": torch.tensor(1)})
+    reservoir.load_state_dict({**saved, "seen": torch.tensor([1]), "kept": torch.tensor([1])})
     assert reservoir.rows()[0].shape == (1, 10**4)
     with pytest.raises(ValueError, match="10000 numbers each"):
         reservoir.add(torch.ones(3, 5), torch.ones(3, 2))

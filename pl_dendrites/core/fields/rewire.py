@@ -14,22 +14,31 @@ __all__ = ["Gains", "exchange", "forget", "turnover"]
 class Gains:
     """Gradients of the weights that units do not have: how much each input that a unit does not see would move it.
 
-    They are summed over the backward passes that are watched.
+    They are sums over the backward passes that are watched, as if these were one with all samples.
 
     Args:
         units: how many, ``M``.
         inputs: of their module, ``n``.
         outputs: of their module, ``C``.
         device: where they are.
+        parts: into which batches are split; the loss of one is the mean of theirs, and sums of them add up.
 
     Attributes:
-        field: shape ``(M, n)``, of all inputs.
+        sums: what is added up.
         feeds: shape ``(M, C)``, of all outputs.
     """
 
-    def __init__(self, units: int, inputs: int, outputs: int, device: torch.device) -> None:
-        self.field = torch.zeros(units, inputs, device=device)
-        self.feeds = torch.zeros(units, outputs, device=device)
+    def __init__(self, units: int, inputs: int, outputs: int, device: torch.device, parts: int = 1) -> None:
+        self._parts = parts
+        shapes = [(units, inputs), (units,), (inputs,), (1,), (units, outputs)]
+        self.sums = [torch.zeros(shape, device=device) for shape in shapes]
+        self._products, self._errors, self._inputs, self._samples, self.feeds = self.sums
+
+    @property
+    def field(self) -> Tensor:
+        """Shape ``(M, n)``, of all inputs."""
+        # An input's mean moves a unit as its bias does: only what varies is of use.
+        return self._products - self._errors[:, None] * (self._inputs / self._samples.clamp(min=1))
 
     def watch_field(self, potentials: Tensor, x: Tensor) -> Tensor:
         """Look at the next backward pass through potentials.
@@ -41,9 +50,11 @@ class Gains:
         x = x.detach().flatten(0, -2)
 
         def look(error: Tensor) -> None:
-            error, inputs = error.flatten(0, -2).float(), x.float()
-            # An input's mean moves a unit as its bias does: only what varies is of use.
-            self.field += error.T @ inputs - error.sum(0)[:, None] * inputs.mean(0)
+            error, inputs = error.flatten(0, -2).float() / self._parts, x.float()
+            self._products += error.T @ inputs
+            self._errors += error.sum(0)
+            self._inputs += inputs.sum(0)
+            self._samples += len(inputs)
 
         potentials.register_hook(look)
         return potentials
@@ -58,7 +69,7 @@ class Gains:
         units = units.detach().flatten(0, -2)
 
         def look(error: Tensor) -> None:
-            self.feeds += units.T.float() @ error.flatten(0, -2).float()
+            self.feeds += units.T.float() @ error.flatten(0, -2).float() / self._parts
 
         term.register_hook(look)
         return term

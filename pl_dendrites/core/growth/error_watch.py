@@ -20,6 +20,7 @@ class ErrorWatch:
     Args:
         samples: most of them.
         seed: which ones they are follows from it.
+        parts: into which batches are split, of which one comes here.
 
     Attributes:
         reservoir: the samples.
@@ -28,8 +29,8 @@ class ErrorWatch:
         loss_scale: what the loss was multiplied by before the backward pass; ``None``: nothing.
     """
 
-    def __init__(self, samples: int, seed: int = 0) -> None:
-        self.reservoir = Reservoir(samples, seed)
+    def __init__(self, samples: int, seed: int = 0, parts: int = 1) -> None:
+        self.reservoir = Reservoir(samples, seed, parts)
         self.listening = self.watching = True
         self.loss_scale: Tensor | None = None
 
