@@ -60,6 +60,7 @@ STRANGE: list[Callable[[], Any]] = [
     torch.nn.UninitializedParameter,
     object,
 ]
+UNTOLD = {"running": None, "mirrors": {}, "rewiring": None, "frontier": {"best": None, "smaller": []}}
 
 
 class Grab(L.Callback):
@@ -82,6 +83,7 @@ def states() -> list[State]:
     kinds = {(s["machine"]["phase"], len(s["history"]), s["best"]["weights"] is None): s for s in grab.states}
     assert {phase for phase, _, _ in kinds} == {"base", "correlation"}
     assert any(s["correlation"] for s in kinds.values())
+    assert any(s["frontier"]["smaller"] for s in kinds.values())
     return list(kinds.values())
 
 
@@ -170,9 +172,7 @@ def test_a_state_is_taken_whole_or_refused(seed: int, number: int, states: list[
             assert same(dendrites.state_dict(), before)
         else:
             after = dendrites.state_dict()
-            assert same(
-                {**after, "machine": None}, {"running": None, "mirrors": {}, "rewiring": None, **state, "machine": None}
-            )
+            assert same({**after, "machine": None}, {**UNTOLD, **state, "machine": None})
             assert same({**after["machine"], **state["machine"]}, after["machine"])
             dendrites.summary()
             records = [*state["history"], *filter(None, [state.get("running")])]

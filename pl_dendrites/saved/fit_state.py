@@ -42,6 +42,7 @@ class FitState:
         monitor: the metric that decides; older states are without.
         mode: whether a good score is small or large; older states are without.
         mirrors: name of each module that grows with another, and of that.
+        frontier: of the :class:`~pl_dendrites.saved.frontier.Frontier`; older states are without.
         rewiring: of the :class:`~pl_dendrites.training.rewiring.Rewiring`, where there are shared dendrites.
 
     Example:
@@ -65,6 +66,7 @@ class FitState:
     mode: str | None = None
     mirrors: dict[str, str] = field(default_factory=dict)
     rewiring: dict[str, Any] | None = None
+    frontier: dict[str, Any] = field(default_factory=lambda: {"best": None, "smaller": []})
 
     @property
     def metric(self) -> tuple[str, str] | None:
@@ -258,6 +260,12 @@ _REWIRING = _entries(
     deviation=_held(_each(_mapping, _tensor)),
     gains=_held(_each(_list, _tensor)),
 )
+_SIZE: dict[str, _Check] = dict.fromkeys(("parameters", "cycle", "dendrites"), _whole(0)) | {"score": _number}
+_SMALLER = _entries({"units": _whole(0), "file": _text}, **_SIZE, weights=_maybe(_weights), path=_text)
+_FRONTIER = _entries(
+    best=_maybe(_entries({"units": _whole(0)}, **_SIZE)),
+    smaller=_held(_each(_list, _SMALLER), tied=True),
+)
 _STATE = _entries(
     {
         "running": _maybe(_RECORD),
@@ -265,6 +273,7 @@ _STATE = _entries(
         "mode": _one_of("min", "max"),
         "mirrors": _each(_mapping, _text),
         "rewiring": _maybe(_REWIRING),
+        "frontier": _FRONTIER,
     },
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),
