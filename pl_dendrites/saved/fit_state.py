@@ -225,7 +225,7 @@ _number = _that("a number", lambda value: isinstance(value, float) or (type(valu
 _LAYER = _entries(type=_text, neurons=_maybe(_whole(0)), dendrites=_whole(0), parameters=_whole(0))
 _RECORD = _entries(
     {  # for reports; older records are without
-        **dict.fromkeys(("candidates", "units"), _whole(0)),
+        **dict.fromkeys(("candidates", "units", "multiplications"), _whole(0)),
         "layers": _each(_mapping, _LAYER),
         "skipped": _each(_mapping, _text),
         "monitor": _text,
