@@ -202,6 +202,8 @@ def test_a_state_is_taken_whole_or_refused(seed: int, number: int, states: list[
             [1.0],
             "'net.0.weight' in 'weights' in 'best' must be a tensor, got list",
         ),
+        (["frontier", "best"], {}, r"'best' in 'frontier' must have the entries \['cycle', .*'units'\], got \[\]"),
+        (["frontier", "smaller"], {}, "'smaller' in 'frontier' must be a list, got dict"),
         (["seed"], -1, "'seed' must be an integer of at least 0, got -1"),
         (["score", "source"], "test", r"'source' in 'score' must be one of \['validation', .*got 'test'"),
         (
@@ -273,6 +275,13 @@ def test_a_small_state_that_asks_for_gigabytes_is_refused_before_a_fit_begins(
     with pytest.raises(MisconfigurationException, match=f"'{where}'.* would take .* bytes, and the state holds"):
         train(model, quick(max_dendrites=1), ckpt_path=tmp_path / "file.ckpt")
     assert megabytes() - most < 60
+
+
+def test_a_smaller_network_holds_what_it_claims(states: list[State]) -> None:
+    state = unshared(next(state for state in states if state["frontier"]["smaller"]))
+    state["frontier"]["smaller"][0]["weights"]["net.0.weight"] = torch.zeros(1).expand(10**9)
+    with pytest.raises(MisconfigurationException, match=r"'smaller' in 'frontier' would take .* bytes, and the state"):
+        quick().load_state_dict(state)
 
 
 def test_what_a_module_keeps_as_extra_state_is_its_own_affair(states: list[State]) -> None:

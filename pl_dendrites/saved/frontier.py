@@ -81,8 +81,8 @@ class Frontier:
         """
         before, self._record = self._record, _describe(machine, network)
         place = self._best.place
-        cheap = self._wanted is None and place.held is not None and not is_sharded(module)
-        if before is not None and (self._wanted or cheap):
+        wanted = place.held is not None if self._wanted is None else self._wanted
+        if before is not None and wanted and not is_sharded(module):
             self._smaller.append(_Size(before, place))
         self._smaller = [size for size in self._smaller if size.record["parameters"] < self._record["parameters"]]
         self._settle()
