@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites import DendriteCallback, load_from_checkpoint
+from pl_dendrites.core import attach
 from pl_dendrites.core.cost import parameter_count
+from pl_dendrites.core.phases import PhaseMachine
 from pl_dendrites.saved import frontier
 from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
 from tests.test_callback import ScriptedScore
-from tests.test_memory import held, keep_all
+from tests.test_memory import TRAINER, Big, allocated, best, held, keep_all
 
 SCRIPT = {
     0: [0.1, 0.5, 0.4, 0.3],
@@ -55,12 +57,12 @@ def test_each_size_is_kept_with_its_best_weights_and_can_be_taken_by_size_or_by_
     dendrites, script, model = fitted
     assert scores(dendrites) == pytest.approx([0.5, 0.65, 0.7])
     assert [(size["cycle"], size["dendrites"]) for size in dendrites.frontier] == [(0, 0), (1, 1), (3, 2)]
-    small, middle, best = (size["parameters"] for size in dendrites.frontier)
+    small, middle, large = (size["parameters"] for size in dendrites.frontier)
     cases = [({"parameters": middle + 1}, 1), ({"score": 0.45}, 0), ({"score": 0.66}, 2), ({}, 2)]
     for wanted, place in [*cases, ({"parameters": middle, "score": 0.4}, 0), ({"parameters": small}, 0)]:
         assert dendrites.take(model, **wanted) == dendrites.frontier[place], wanted
         assert same_bits(bits(model), at(script, dendrites.frontier[place]["score"])), wanted
-        assert parameter_count(model) == (small, middle, best)[place]
+        assert parameter_count(model) == (small, middle, large)[place]
     model(torch.randn(3, 4)).sum().backward()  # it works, and trains on
     fresh = classifier(seed=5)
     dendrites.take(fresh, score=0.6)
@@ -197,6 +199,19 @@ def test_a_fit_takes_no_more_than_a_little_memory_that_was_not_asked_for(monkeyp
         assert same_bits(bits(model), at(script, 0.7))
     dendrites, *_ = scripted(keep_sizes=False)
     assert scores(dendrites) == pytest.approx([0.7])
+
+
+def test_what_would_be_too_much_is_not_there_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier, "_UNASKED", 2**20)
+    model, machine = Big(), PhaseMachine()
+    network, sizes = attach(model, targets=["net.1"]), frontier.Frontier(best(), None, "min")
+    machine.step(0.5)
+    sizes.keep(TRAINER, model, machine, network)
+    network.grow(["net.1"])
+    nn.init.ones_(model.net[0].weight)
+    machine.step(0.4)
+    assert allocated(lambda: sizes.keep(TRAINER, model, machine, network)) < 0.1 * held(model.state_dict())
+    assert [record["score"] for record in sizes.records] == [0.4]
 
 
 def test_a_backbone_that_is_trained_late_does_not_double(monkeypatch: pytest.MonkeyPatch) -> None:
