@@ -52,7 +52,7 @@ _MOST_SETS = 16
 # Of base phases before the last; of the last, where its length is known, a share.
 _GROWTH_EPOCHS, _GROWTH_SHARE = 6, 5
 # Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
-_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "best_on", "optimizer", "verbose")
+_SHOWN, _NOT_SHOWN = ("candidates", "max_dendrites"), ("dirpath", "best_on", "keep_sizes", "optimizer", "verbose")
 
 
 class Settings:
@@ -83,6 +83,7 @@ class Settings:
         schedule_epochs: over which a schedule goes: those of a base phase, if they are known and each starts anew.
         dirpath: where to write the best network.
         best_on: whether it is in memory or on the disk alone.
+        keep_sizes: whether the best network of each size is kept; ``None``: where that takes little.
         verbose: whether to say on the console what happens.
 
     Raises:
@@ -133,7 +134,7 @@ class Settings:
         self.correlation_min_delta: float = given["correlation_min_delta"]
         self.schedule_epochs: int | None = given["base_epochs"] if given["restart"] else None
         self.restart, self.verbose = given["restart"], given["verbose"]
-        self.dirpath, self.best_on = given["dirpath"], given["best_on"]
+        self.dirpath, self.best_on, self.keep_sizes = given["dirpath"], given["best_on"], given["keep_sizes"]
 
     def settled(self, around: Sequence[str] | None, reason: str = "") -> Settings:
         """These settings with a form.
@@ -229,6 +230,7 @@ def _check(given: Mapping[str, Any]) -> None:
     check_one_of("best_on", given["best_on"], ("memory", "disk"))
     there = dirpath is not None and isinstance(fsspec.core.url_to_fs(str(dirpath))[0], LocalFileSystem)
     check("dirpath", there or given["best_on"] != "disk", "a local directory with best_on='disk'", dirpath)
+    check("keep_sizes", isinstance(given["keep_sizes"], bool | None), "true, false or None", given["keep_sizes"])
     for name in ("skip_validation", "stop_on_overfit", "restart", "verbose"):
         check(name, isinstance(given[name], bool), "true or false", given[name])
 

@@ -109,6 +109,9 @@ class DendriteCallback(pl.Callback):
         best_on: where the best network is. ``"memory"``: in main memory, and in checkpoints. ``"disk"``, for models
             that fill the memory: in a file of its own name for each, ``best-*.ckpt`` in ``dirpath``, a local directory
             that all processes see; checkpoints hold the name.
+        keep_sizes: keep the best network of each size that the fit passes, for :meth:`take`, where the best network is:
+            in memory and checkpoints, once for all that they have in common, or on the disk. ``None``: the largest of
+            them, as long as all but the best take up to 16 MiB of memory; none on the disk, or of sharded models.
         verbose: say on the console what happens: one log line per event, with its reason, and on the progress bar the
             phase, the dendrites per neuron and, in correlation phases, the largest correlation of the last epoch.
 
@@ -172,6 +175,7 @@ class DendriteCallback(pl.Callback):
         restart: bool = True,
         dirpath: str | Path | None = None,
         best_on: Literal["memory", "disk"] = "memory",
+        keep_sizes: bool | None = None,
         verbose: bool = True,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
@@ -243,6 +247,44 @@ class DendriteCallback(pl.Callback):
     def summary(self) -> str:
         """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
         return summary_table(self.history) if self._fit.began else _NO_FIT
+
+    @property
+    def frontier(self) -> list[dict[str, Any]]:
+        """What :meth:`take` can put into a model: of each size that was passed the best network, the smallest first.
+
+        Each is better than those before it. A dict has its ``parameters``, its ``score``, and the ``cycle`` and
+        ``dendrites`` that it had; of shared dendrites ``units``, too.
+        """
+        return self._fit.frontier.records
+
+    def take(self, model: nn.Module, *, parameters: int | None = None, score: float | None = None) -> dict[str, Any]:
+        """Put one of the networks that the fit passed into a model, in place of the best one.
+
+        Copies and pickles of the callback, and one that has loaded a checkpoint's state, can do that too.
+
+        Args:
+            model: the model that was fitted, or a new one of its class; it grows or shrinks to fit.
+            parameters: most that it may have: the best network of those is taken.
+            score: at least as good: the smallest network of those is taken. With neither of the two the best comes
+                back.
+
+        Returns:
+            What :attr:`frontier` says of the network.
+
+        Raises:
+            ValueError: while a fit runs, or if no network that is kept is such; the model is then what it was.
+
+        Example:
+            >>> DendriteCallback("val_loss").take(nn.Linear(3, 2))
+            Traceback (most recent call last):
+            ValueError: no network that is kept has parameters=None, score=None; there are:
+        """
+        if self._fit.training:
+            raise ValueError("a fit is running: its network is that of the fit")
+        record = self._fit.frontier.take(model, parameters, score)
+        if self.network is not None and self.network.model is model:
+            self.network.follow_mirrored()
+        return record
 
     def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
         """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
@@ -379,9 +421,11 @@ class DendriteCallback(pl.Callback):
     ) -> None:
         """Put into the checkpoint what stands aside: schedulers in a correlation phase, all that an exception undid."""
         self._fit.save_beside(trainer, pl_module, checkpoint)
-        weights = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("best", {}).get("weights")
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        weights = state.get("best", {}).get("weights")
         if weights is not None:
-            share_weights(checkpoint, weights)
+            smaller = [size["weights"] for size in state["frontier"]["smaller"] if size["weights"] is not None]
+            share_weights(checkpoint, weights, *smaller)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

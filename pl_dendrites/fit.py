@@ -25,6 +25,7 @@ from pl_dendrites.reporting.records import phase_record, why_none
 from pl_dendrites.saved.best import BestModel
 from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
+from pl_dendrites.saved.frontier import Frontier
 from pl_dendrites.saved.interrupted import Interrupted
 from pl_dendrites.saved.partial import complete
 from pl_dendrites.training import optimizers
@@ -55,6 +56,8 @@ class Fit:
         network: the network, once the fit began.
         machine: decides about phases.
         best: the best network so far.
+        frontier: the best of each size.
+        training: whether it is running.
         history: a record for every finished phase.
         began: whether there is anything to tell: it began, or took up a saved state.
     """
@@ -63,13 +66,14 @@ class Fit:
         self.network: DendriticNetwork | None = None
         self.machine = PhaseMachine(**settings.machine)
         self.best = BestModel(settings.dirpath, settings.best_on == "disk", save_straight)
+        self.frontier = Frontier(self.best, settings.keep_sizes, settings.mode)
         self.history: list[dict[str, Any]] = []
         self._settings, self._shards = settings, shards
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
         self._resumed: FitState | None = None  # a state that was loaded, until training starts
         self._saved_names: list[list[list[str]]] = []  # of optimizers' parameters in that checkpoint
         self._interrupted: Interrupted | None = None
-        self.began = self._training = False
+        self.began = self.training = False
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._rewiring: Rewiring | None = None
@@ -95,6 +99,7 @@ class Fit:
         if self._resumed is not None:
             self.machine.load_state_dict(self._resumed.machine)
             self.best.complete(module)
+            self.frontier.complete()
             self._seed = self._resumed.seed
             if self._rewiring is not None and self._resumed.rewiring is not None:
                 self._rewiring.load_state_dict(self._resumed.rewiring)
@@ -103,7 +108,7 @@ class Fit:
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
         settings = self._settings
         self._display = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
-        self.began = self._training = True
+        self.began = self.training = True
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
         """Take in the model, which may have dendrites already."""
@@ -155,7 +160,7 @@ class Fit:
 
     def interrupt(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Undo everything; a checkpoint that is written on the exception still resumes where it happened."""
-        if not self._training:
+        if not self.training:
             return
         alone = not is_sharded(module)  # else all processes read and write weights together, and some are elsewhere
         if alone:
@@ -184,7 +189,7 @@ class Fit:
                 self._restore_best(trainer, module)
         self.machine.wind_up()
         self._shows.end_fit(trainer, self.machine, self._network)
-        self._training = False
+        self.training = False
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +250,7 @@ class Fit:
         """A validation ended, be it the one before training: it may be what logs the metric."""
         if self._score.after_check(trainer):
             self.machine.forget_scores()
+            self.frontier.forget()
 
     def end_validation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from validation."""
@@ -279,7 +285,7 @@ class Fit:
 
     def _act_on(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
-            self.best.keep(trainer, module)
+            self.frontier.keep(trainer, module, self.machine, self._network)
         if decision.kind in ("correlate", "grow") and not self._layers_to_grow(trainer):
             decision = self.machine.stop("no target layer was ever used")
         if decision.kind == "integrate" and not self._network.layers_with_error():
@@ -374,7 +380,7 @@ class Fit:
 
     def running(self) -> dict[str, Any] | None:
         """The record of the phase that is running."""
-        if self._training:
+        if self.training:
             return self._describe(self.machine.stop_reason)
         return None if self._resumed is None else self._resumed.running
 
@@ -423,11 +429,13 @@ class Fit:
         # Until training starts, a resumed correlation phase is no more than the state that it was resumed from.
         resumed = self._resumed
         saved, used = (None, []) if resumed is None else (resumed.correlation, resumed.used)
+        best = self.best.state_dict()
         return FitState(
             machine=self.machine.state_dict(),
             history=[dict(record) for record in self.history],
             running=self.running(),
-            best=self.best.state_dict(),
+            best=best,
+            frontier=self.frontier.state_dict(best["weights"]),
             seed=self._seed,
             score=self._score.state_dict(),
             loss=self._loss.state_dict(),
@@ -458,6 +466,7 @@ class Fit:
         settings = self._settings
         state.refuse_other(settings.monitor, settings.mode, settings.mirrors)
         self.best.load_state_dict(state.best)
+        self.frontier.load_state_dict(state.frontier)
         if self._correlation is None:
             self._resumed = state
         elif state.correlation is not None:  # a learning rate finder puts back what it disturbed
@@ -500,7 +509,7 @@ class Fit:
 
     def _still_interrupted(self) -> Interrupted | None:
         # During `interrupt` itself the state is that of the exception, whatever the weights.
-        if self._interrupted is not None and not self._training and not self._interrupted.still(self._network.model):
+        if self._interrupted is not None and not self.training and not self._interrupted.still(self._network.model):
             self._interrupted = None
         return self._interrupted
 

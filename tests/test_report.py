@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from pl_dendrites import DendriteCallback
 from pl_dendrites.report import main, read_history, write_report
+from pl_dendrites.reporting.sizes import draw_sizes
 from tests.models import Classifier, bits, classifier, quick, same_bits, train
 
 VOID = {"meta", "img", "source", "link", "br"}
@@ -78,7 +79,7 @@ def number(score: float) -> str:
 def test_the_page_is_complete_in_itself(run: dict[str, Any]) -> None:
     page = run["page"]
     addresses = [value for _, name, value in page.attributes if name in ("src", "srcset", "href", "data")]
-    assert len(addresses) == 4
+    assert len(addresses) == 6
     assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
     assert not {tag for tag, _, _ in page.attributes} & {"script", "link", "iframe"}
     text = run["path"].read_text()
@@ -264,7 +265,7 @@ def test_markdown_has_its_pictures_beside_it(run: dict[str, Any]) -> None:
     tokens = MarkdownIt("commonmark").enable("table").parse(Path("out put/run 1.md").read_text())
     inside = [child for token in tokens for child in token.children or []]
     pictures = [child.attrs["src"] for child in inside if child.type == "image"]
-    assert pictures == ["run%201-growth.png", "run%201-correlations.png"]
+    assert pictures == ["run%201-growth.png", "run%201-sizes.png", "run%201-correlations.png"]
     assert all(Path("out put", name.replace("%20", " ")).read_bytes()[1:4] == b"PNG" for name in pictures)
     assert not [child for child in inside if child.type in ("html_inline", "link_open", "em_open")]
     cells = [i for i, token in enumerate(tokens) if token.type in ("th_open", "td_open")]
@@ -395,3 +396,30 @@ def test_a_fit_that_goes_on_counts_no_set_twice_and_none_that_never_was(tmp_path
         sets = "No dendrites were added" if not tried else "with 1 dendrite per neuron"
         assert sets in (tmp_path / "a.md").read_text()
         assert f"{tried} of {tried}" in (tmp_path / "a.md").read_text()
+
+
+def test_sizes_beside_plain_networks(run: dict[str, Any]) -> None:
+    head, *rows = run["page"].tables["Sizes"]
+    bases = [record for record in run["dendrites"].history if record["phase"] == "base"]
+    assert head[:2] == ["parameters", "best val_loss"]
+    expected = {r["parameters"]: min(b["score"] for b in bases if b["parameters"] == r["parameters"]) for r in bases}
+    assert [row[:2] for row in rows] == [[f"{size:,}", number(score)] for size, score in sorted(expected.items())]
+    kept = [size["parameters"] for size in run["dendrites"].frontier]
+    assert set(kept) < set(expected)
+
+
+@pytest.mark.parametrize(("mode", "front"), [("min", [(10, 0.5), (40, 0.3)]), ("max", [(10, 0.5), (20, 0.6)])])
+def test_the_line_joins_what_no_smaller_network_is_as_good_as(mode: Any, front: list[Any]) -> None:
+    found = [(10, 0.5), (20, 0.6), (20, 0.55), (40, 0.3)]
+    best = min if mode == "min" else max
+    history = [
+        {"phase": "base", "parameters": size, "score": score, "best_score": best(s for _, s in found)}
+        for size, score in found
+    ]
+    controls = {"wider": {"score": 0.4, "parameters": 30}, "unknown": {"score": 0.2}}
+    (axes,) = draw_sizes(history, "score", mode, controls=controls).axes
+    lines = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
+    assert lines["grown"] == front
+    assert lines["what the fit leaves"] == front[-1:]
+    assert lines["control"] == [(30, 0.4)]
+    assert [text.get_text() for text in axes.texts] == ["wider"]

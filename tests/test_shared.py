@@ -52,6 +52,7 @@ def test_the_report_counts_units(tmp_path: Path) -> None:
     dendrites.report(tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert "16 shared dendrites" in text
+    assert f"| multiplications, inference | 0 | {16 * (2 + 2)} |" in text  # two inputs seen, two outputs fed
     assert "per neuron" not in text
 
 

@@ -60,6 +60,7 @@ STRANGE: list[Callable[[], Any]] = [
     torch.nn.UninitializedParameter,
     object,
 ]
+UNTOLD = {"running": None, "mirrors": {}, "rewiring": None, "frontier": {"best": None, "smaller": []}}
 
 
 class Grab(L.Callback):
@@ -82,6 +83,7 @@ def states() -> list[State]:
     kinds = {(s["machine"]["phase"], len(s["history"]), s["best"]["weights"] is None): s for s in grab.states}
     assert {phase for phase, _, _ in kinds} == {"base", "correlation"}
     assert any(s["correlation"] for s in kinds.values())
+    assert any(s["frontier"]["smaller"] for s in kinds.values())
     return list(kinds.values())
 
 
@@ -170,9 +172,7 @@ def test_a_state_is_taken_whole_or_refused(seed: int, number: int, states: list[
             assert same(dendrites.state_dict(), before)
         else:
             after = dendrites.state_dict()
-            assert same(
-                {**after, "machine": None}, {"running": None, "mirrors": {}, "rewiring": None, **state, "machine": None}
-            )
+            assert same({**after, "machine": None}, {**UNTOLD, **state, "machine": None})
             assert same({**after["machine"], **state["machine"]}, after["machine"])
             dendrites.summary()
             records = [*state["history"], *filter(None, [state.get("running")])]
@@ -202,6 +202,8 @@ def test_a_state_is_taken_whole_or_refused(seed: int, number: int, states: list[
             [1.0],
             "'net.0.weight' in 'weights' in 'best' must be a tensor, got list",
         ),
+        (["frontier", "best"], {}, r"'best' in 'frontier' must have the entries \['cycle', .*'units'\], got \[\]"),
+        (["frontier", "smaller"], {}, "'smaller' in 'frontier' must be a list, got dict"),
         (["seed"], -1, "'seed' must be an integer of at least 0, got -1"),
         (["score", "source"], "test", r"'source' in 'score' must be one of \['validation', .*got 'test'"),
         (
@@ -273,6 +275,13 @@ def test_a_small_state_that_asks_for_gigabytes_is_refused_before_a_fit_begins(
     with pytest.raises(MisconfigurationException, match=f"'{where}'.* would take .* bytes, and the state holds"):
         train(model, quick(max_dendrites=1), ckpt_path=tmp_path / "file.ckpt")
     assert megabytes() - most < 60
+
+
+def test_a_smaller_network_holds_what_it_claims(states: list[State]) -> None:
+    state = unshared(next(state for state in states if state["frontier"]["smaller"]))
+    state["frontier"]["smaller"][0]["weights"]["net.0.weight"] = torch.zeros(1).expand(10**9)
+    with pytest.raises(MisconfigurationException, match=r"'smaller' in 'frontier' would take .* bytes, and the state"):
+        quick().load_state_dict(state)
 
 
 def test_what_a_module_keeps_as_extra_state_is_its_own_affair(states: list[State]) -> None:

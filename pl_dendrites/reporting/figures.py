@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["DARK", "LIGHT", "Theme", "can_draw", "draw_correlations", "draw_growth", "pixels"]
+__all__ = ["DARK", "LIGHT", "Theme", "axes_of", "can_draw", "draw_correlations", "draw_growth", "pixels"]
 
 
 class Theme(NamedTuple):
@@ -67,7 +67,7 @@ def draw_growth(
         >>> pixels(figure).shape
         (690, 960, 3)
     """
-    figure, axes = _axes((6.4, 4.6), theme)
+    figure, axes = axes_of((6.4, 4.6), theme)
     for record, start in _with_starts(history):
         _draw_phase(axes, record, start, theme)
     best = history[-1]["best_score"]
@@ -95,7 +95,7 @@ def draw_correlations(history: Sequence[Mapping[str, Any]], theme: Theme = LIGHT
     layers = list(dict.fromkeys(name for record in sets for name in record["correlation"]))
     largest = {name: max(r["correlation"][name]["max"] for r in sets if name in r["correlation"]) for name in layers}
     shown = [name for name in layers if name in sorted(layers, key=largest.__getitem__)[-_MOST_LAYERS:]]
-    figure, axes = _axes((6.4, 1.3 + 0.14 * len(shown) * (len(sets) + 1)), theme)
+    figure, axes = axes_of((6.4, 1.3 + 0.14 * len(shown) * (len(sets) + 1)), theme)
     for row, name in enumerate(shown):
         for i, record in enumerate(sets):
             if name in record["correlation"]:
@@ -115,7 +115,13 @@ def draw_correlations(history: Sequence[Mapping[str, Any]], theme: Theme = LIGHT
     return figure
 
 
-def _axes(size: tuple[float, float], theme: Theme) -> tuple[Figure, Axes]:
+def axes_of(size: tuple[float, float], theme: Theme) -> tuple[Figure, Axes]:
+    """A figure with axes, which no window and no global state of matplotlib knows of.
+
+    Args:
+        size: width and height in inches.
+        theme: the colours.
+    """
     from matplotlib.figure import Figure
 
     # Large letters: TensorBoard shows pictures 300 pixels wide at first, and so do telephones.

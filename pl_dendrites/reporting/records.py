@@ -69,8 +69,9 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
         ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters``
         of these), ``inference_cost`` (of the layers that can grow, by their matrix products; 1 is that of the plain
-        layers) and of a correlation phase ``step_cost`` (the same of a step, in the mean over its epochs), ``skipped``
-        (layers left alone, with the reason) and ``reason``. The callback adds ``monitor``, ``mode`` and ``learning``.
+        layers; where these have none, ``multiplications``, those of the dendrites at each position) and of a
+        correlation phase ``step_cost`` (the same of a step, in the mean over its epochs), ``skipped`` (layers left
+        alone, with the reason) and ``reason``. The callback adds ``monitor``, ``mode`` and ``learning``.
 
     Example:
         >>> from torch import nn
@@ -117,9 +118,10 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
 def _costs(machine: PhaseMachine, network: DendriticNetwork) -> dict[str, float]:
     modules = {plain_name(name): module for name, module in network.model.named_modules()}
     own = sum(product_weights(modules[name]) for name in network.layers)
+    weights = sum(_weights(dendrites) for dendrites in network.layers.values())
     if not own:  # neuron bodies alone: a cost beside nothing says nothing
-        return {}
-    grown = sum(_weights(dendrites) for dendrites in network.layers.values()) / own
+        return {"multiplications": weights}
+    grown = weights / own
     costs, pools = {"inference_cost": inference_cost(grown)}, network.candidates
     if not pools:
         return costs

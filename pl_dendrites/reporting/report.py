@@ -10,6 +10,7 @@ from pl_dendrites.core.cost import base_step_cost, correlation_step_cost, infere
 from pl_dendrites.reporting.figures import draw_correlations, draw_growth
 from pl_dendrites.reporting.page import Block, Facts, Heading, Items, Name, Paragraph, Picture, Table
 from pl_dendrites.reporting.records import by_reason
+from pl_dendrites.reporting.sizes import best_of_each_size, draw_sizes
 
 __all__ = ["Controls", "Record", "report_blocks"]
 
@@ -45,7 +46,7 @@ def report_blocks(history: Sequence[Record], controls: Controls | None = None) -
                 lambda theme: draw_growth(history, run.metric, run.mode, theme, run.control_scores),
             )
         )
-    blocks += [*run.sets(), *run.control(), *run.layers(), *run.cost(), *run.left_alone(), *run.phases()]
+    blocks += [*run.sets(), *run.sizes(), *run.control(), *run.layers(), *run.cost(), *run.left_alone(), *run.phases()]
     return blocks
 
 
@@ -143,6 +144,27 @@ class _Run:
         columns = ("cycle", "verdict", "why", "to beat", "best", "dendrites", "parameters", "epochs")
         return [Heading("Sets of dendrites"), Table("Sets of dendrites", columns, rows, ("verdict", "why"))]
 
+    def sizes(self) -> list[Block]:
+        """The score over the parameters, where there are several sizes or plain networks of known size."""
+        sizes = best_of_each_size(self.history, self.mode)
+        plain = [name for name, control in self.controls.items() if "parameters" in control]
+        if not sizes or not (sizes[1:] or plain):
+            return []
+        shows = f"{self.metric} over the parameters: the best of each size that the fit passed"
+        shows += f", and {_count(len(plain), 'plain network')}." if plain else "."
+        note = (
+            " A line joins those that no smaller one is as good as; a ring is around the network that the fit leaves."
+            " `take` of the callback puts another one into the model, if it was kept."
+        )
+        drawn = lambda theme: draw_sizes(self.history, self.metric, self.mode, theme, self.controls)  # noqa: E731
+        rows = [
+            [f"{record['parameters']:,}", _number(record["score"]), self._dendrites(record), str(record["cycle"])]
+            for record in sizes
+        ]
+        columns = ("parameters", f"best {self.metric}", "dendrites", "cycle")
+        picture = Picture("sizes", shows, drawn)
+        return [Heading("Sizes"), picture, Paragraph(shows + note), Table("Sizes", columns, rows, columns[2:3])]
+
     def _why(self, record: Record, to_beat: float | None) -> str:
         score = record["score"]
         if record["accepted"]:
@@ -218,7 +240,9 @@ class _Run:
 
     def cost(self) -> list[Block]:
         """Parameters, and what a step costs by the matrix products of the target layers."""
-        if "units" in self.last and "inference_cost" not in self.last:
+        if "multiplications" in self.last:
+            return self._absolute_cost()
+        if "units" in self.last and "inference_cost" not in self.last:  # an older record
             return []
         inference = [self._inference(record) for record in (self.first, self.last)]
         pool = max((record.get("candidates", 0) for record in self.history), default=0)
@@ -244,6 +268,15 @@ class _Run:
         )
         if pool or not any(record["phase"] == "correlation" for record in self.history):
             note += f" The {epochs} epochs of this fit cost what {spent:.0f} epochs of the plain layers do."
+        return [Heading("Cost"), Table("Cost", ("", "before", "after"), rows), Paragraph(note)]
+
+    def _absolute_cost(self) -> list[Block]:
+        names = {"parameters": "parameters", "multiplications": "multiplications, inference"}
+        rows = [[name, *(f"{r[key]:,}" for r in (self.first, self.last))] for key, name in names.items()]
+        note = (
+            "Of what grows, at each position of each example: the network has no matrix products of its own there that"
+            " these could be measured by. A unit has one for each input that it sees and each output that it feeds."
+        )
         return [Heading("Cost"), Table("Cost", ("", "before", "after"), rows), Paragraph(note)]
 
     def _inference(self, record: Record) -> float:

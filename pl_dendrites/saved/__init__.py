@@ -1,7 +1,8 @@
 """What is saved, and how it comes back.
 
 - ``fit_state`` is the callback's part of a checkpoint and refuses what cannot be one.
-- ``best`` is the best network so far; ``copies`` makes copies of weights where there must be some.
+- ``best`` is the best network so far, ``frontier`` the best of each size before it; ``place`` is where each of them is,
+  and ``copies`` makes copies of weights where there must be some.
 - ``partial`` completes what models save that save a part of themselves.
 - ``interrupted`` is what an exception found.
 - ``loading`` reads checkpoints and makes grown models of them; ``folder`` reads those that are folders, and

@@ -15,14 +15,13 @@ import lightning.pytorch as pl
 from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
-from pl_dendrites.core.growth.sharded import is_sharded, scatter_weights
+from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.keys import is_dendrite_key
-from pl_dendrites.core.structure import taken_whole
-from pl_dendrites.saved.copies import address, model_weights, on_cpu
+from pl_dendrites.saved.copies import Others, address, model_weights, on_cpu
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.partial import whole_state
+from pl_dendrites.saved.place import Place, has_values, put_weights
 from pl_dendrites.saved.reading import read_trainers
 
 __all__ = ["BestModel"]
@@ -60,6 +59,7 @@ class BestModel:
         self.checkpoint: str | Path | None = None
         self.trusting = False
         self._held: dict[str, Any] | None = None
+        self._others: Others | None = None
         # What others may look at is not written to: what was handed out, as long as it is there, and what was given.
         self._lent = _Lent()
         self._given: set[int] = set()
@@ -76,8 +76,25 @@ class BestModel:
         """
         return self._held if not self._file else _weights_in(Path(self.path), self._file, self._trusted)
 
-    def keep(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Make the present network the best. A file is replaced whole or not at all."""
+    @property
+    def place(self) -> Place:
+        """Where it is now. What is held there changes with the next one, unless it is among the others of that."""
+        return Place(self._held, self.path if self._file else "", self._file)
+
+    def read(self, place: Place) -> Mapping[str, Any] | None:
+        """The weights of a network that was the best once; ``None`` if its file is not there any more."""
+        found = None if place.held is not None else self._find(place.path, place.file)
+        return place.held if found is None else found[1]
+
+    def keep(self, trainer: pl.Trainer, module: pl.LightningModule, others: Others | None = None) -> None:
+        """Make the present network the best. A file is replaced whole or not at all.
+
+        Args:
+            trainer: the Trainer.
+            module: the model.
+            others: networks that were the best once and stay.
+        """
+        self._others = others
         if self._on_disk:
             self._write(trainer, module)
             return
@@ -107,7 +124,7 @@ class BestModel:
         # Half of one network and half of another is none.
         former, self._held = dict(self._held or {}), None
         lent = self._given.union(map(address, self._lent.values()))
-        self._held = model_weights(module, former, lent)
+        self._held = model_weights(module, former, lent, self._others)
         self._given = set()
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -131,7 +148,8 @@ class BestModel:
             raise
         self._held, self._trusted, self._told = None, True, told
         self._written.add(self.path)
-        for path in self._written.difference([self.path, *told]):
+        others = set() if self._others is None else self._others.paths
+        for path in self._written.difference([self.path, *told, *others]):
             self._written.discard(path)
             if trainer.is_global_zero:
                 _remove(Path(path))
@@ -143,11 +161,8 @@ class BestModel:
             Whether there is one.
         """
         weights = self.weights
-        if weights is not None and is_sharded(module):
-            scatter_weights(module, weights)
-        elif weights is not None:
-            with taken_whole():
-                module.load_state_dict(weights, strict=module.strict_loading)
+        if weights is not None:
+            put_weights(module, weights)
         return weights is not None
 
     def complete(self, module: pl.LightningModule) -> None:
@@ -167,8 +182,8 @@ class BestModel:
         return state | {"file": self._file}
 
     def _hand_out(self, weights: dict[str, Any]) -> dict[str, Any]:
-        found = {key: value.detach() if _has_values(value) else value for key, value in weights.items()}
-        tensors = [value for value in found.values() if _has_values(value)]
+        found = {key: value.detach() if has_values(value) else value for key, value in weights.items()}
+        tensors = [value for value in found.values() if has_values(value)]
         self._lent.update({id(tensor): tensor for tensor in tensors})
         return found
 
@@ -180,33 +195,39 @@ class BestModel:
         """
         weights, path, name = state["weights"], state["path"], state.get("file", "")
         if name:
-            try:
-                path, there = self._find(Path(path).name, name)
-            except ValueError:
-                if weights is None:  # the file itself has them
-                    raise
-                path, name = "", ""
-            else:
+            found = self._find(path, name)
+            if found is not None:
+                path, there, self._trusted = found
                 weights, name = (None, name) if self._on_disk else (deepcopy(dict(there)), "")
-        self._held = None if weights is None else {key: _on_cpu(value) for key, value in weights.items()}
-        self._given = {address(value) for value in (self._held or {}).values() if _has_values(value)}
+            elif weights is None:
+                raise self._lost(path)
+            else:  # the file itself has them
+                path, name = "", ""
+        self._held = Place.of({"weights": weights, "path": ""}).held
+        self._given = {address(value) for value in (self._held or {}).values() if has_values(value)}
         self.path, self._file = path, name
         self._told = [path] if name else []
         self._written = {path for path in self._told if Path(path).parent == self._folder}
 
-    def _find(self, file: str, name: str) -> tuple[str, Mapping[str, Any]]:
-        # By its name alone: a checkpoint that comes from anywhere does not say which files of this machine are opened.
+    @property
+    def _folders(self) -> list[Path]:
         beside = Path(self.checkpoint).parent if self.checkpoint else None
-        folders = [folder for folder in (self._folder, beside) if folder is not None]
-        for path in (folder / file for folder in folders):
-            if path.is_file():
-                self._trusted = self.trusting or str(path) in self._written
-                return str(path), _weights_in(path, name, self._trusted)
-        raise ValueError(
-            f"the best network of that time is in the file '{file}' (best_on='disk'), which is not in"
-            f" {[str(folder) for folder in folders]}. Give the directory that has it as `dirpath`. If it is no more,"
-            " resume a newer checkpoint, or begin anew from the weights: `load_from_checkpoint(..., path)`, and a fit"
-            " without `ckpt_path`"
+        return [folder for folder in (self._folder, beside) if folder is not None]
+
+    def _find(self, path: str, name: str) -> tuple[str, Mapping[str, Any], bool] | None:
+        # By its name alone: a checkpoint that comes from anywhere does not say which files of this machine are opened.
+        for own in (folder / Path(path).name for folder in self._folders):
+            if own.is_file():
+                trusted = self.trusting or str(own) in self._written
+                return str(own), _weights_in(own, name, trusted), trusted
+        return None
+
+    def _lost(self, path: str) -> ValueError:
+        return ValueError(
+            f"the best network of that time is in the file '{Path(path).name}' (best_on='disk'), which is not in"
+            f" {[str(folder) for folder in self._folders]}. Give the directory that has it as `dirpath`. If it is no"
+            " more, resume a newer checkpoint, or begin anew from the weights: `load_from_checkpoint(..., path)`, and a"
+            " fit without `ckpt_path`"
         )
 
 
@@ -220,14 +241,6 @@ def _weights_in(path: Path, name: str, trusted: bool) -> Mapping[str, Any]:
             weights: Mapping[str, Any] = FitState.from_dict(state).best["weights"]
             return weights
     raise ValueError(f"'{path}' is another file than the one that the best network was written to")
-
-
-def _has_values(value: Any) -> bool:
-    return isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if _has_values(value) else value
 
 
 def _save_whole(trainer: pl.Trainer, path: str, save: Save, always: bool = False) -> None:

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded
 from pl_dendrites.core.tensors import local
 from pl_dendrites.saved.partial import whole_state
 
-__all__ = ["address", "has_weights", "model_weights", "on_cpu", "share_weights"]
+__all__ = ["Others", "address", "has_weights", "model_weights", "on_cpu", "same_memory", "share_weights"]
 
 # Integers of the size of a number, whose equality is that of bits.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
+class Others(Protocol):
+    """Copies of other networks, which stay and may have memory in common with one that is given up."""
+
+    @property
+    def paths(self) -> Collection[str]:
+        """Files that they are in."""
+        ...
+
+    def holds(self, begin: int) -> bool:
+        """Whether they have memory that begins there."""
+        ...
+
+    def part(self, begin: int) -> None:
+        """They would be the only ones that have it. They may let go of it, if it is too much for them."""
+        ...
+
+
 def model_weights(
-    module: pl.LightningModule, former: dict[str, Any] | None = None, lent: Collection[int] = ()
+    module: pl.LightningModule,
+    former: dict[str, Any] | None = None,
+    lent: Collection[int] = (),
+    others: Others | None = None,
 ) -> dict[str, Any]:
     """A copy on the CPU of all that a model has, what it leaves out of its checkpoints too.
 
@@ -32,6 +53,7 @@ def model_weights(
         former: a copy that is given up: this one is made in its memory where tensors are of the same size. Its entries
             are taken out one by one, so that there are never two whole copies.
         lent: :func:`address` of the memory that somebody else looks at, which is left as it is.
+        others: copies that stay. What has the same bits as in the one that is given up is theirs in this one, too.
 
     Example:
         >>> module = pl.LightningModule()
@@ -43,7 +65,7 @@ def model_weights(
         >>> again["one.weight"] is copy["one.weight"]
         True
     """
-    copies = _Copies({} if former is None else former, lent)
+    copies = _Copies({} if former is None else former, lent, others)
     if is_sharded(module):
         return gather_weights(module, copies.take)
     return {
@@ -60,8 +82,8 @@ def on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Copies:
-    def __init__(self, former: dict[str, Any], lent: Collection[int]) -> None:
-        self._former, self._in_use = former, set(lent)
+    def __init__(self, former: dict[str, Any], lent: Collection[int], others: Others | None) -> None:
+        self._former, self._in_use, self._others = former, set(lent), others
         self._made: dict[Any, Tensor] = {}
 
     def take(self, key: str, value: Tensor, here: Tensor) -> Tensor:
@@ -69,22 +91,32 @@ class _Copies:
         place, former = _place(here), self._former.pop(key, None)
         if place is not None and place in self._made:
             return self._made[place]
-        if not self._fits(former, value):
-            former = None
-        copy = value.detach().to("cpu", copy=True) if former is None else former.copy_(value.detach())
+        copy = self._again(former, value) if _is_like(former, value) else None
+        if copy is None:
+            copy = value.detach().to("cpu", copy=True)
         self._in_use.add(address(copy))
         if place is not None:
             self._made[place] = copy
         return copy
 
-    def _fits(self, former: Any, value: Tensor) -> bool:
-        return (
-            isinstance(former, Tensor)
-            and _is_plain(former)
-            and _is_plain(value)
-            and (former.shape, former.dtype, former.stride()) == (value.shape, value.dtype, value.stride())
-            and address(former) not in self._in_use
-        )
+    def _again(self, former: Tensor, value: Tensor) -> Tensor | None:
+        begin, others = address(former), self._others
+        if others is not None and others.holds(begin):
+            if _has_same_bits(value, former):
+                return former
+            others.part(begin)
+            if others.holds(begin):
+                return None
+        return None if begin in self._in_use else former.copy_(value.detach())
+
+
+def _is_like(former: Any, value: Tensor) -> bool:
+    return (
+        isinstance(former, Tensor)
+        and _is_plain(former)
+        and _is_plain(value)
+        and (former.shape, former.dtype, former.stride()) == (value.shape, value.dtype, value.stride())
+    )
 
 
 def address(tensor: Tensor) -> int:
@@ -110,7 +142,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return not (tensor.is_nested or tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg())
 
 
-def share_weights(checkpoint: Mapping[str, Any], weights: dict[str, Any]) -> None:
+def share_weights(checkpoint: Mapping[str, Any], weights: dict[str, Any], *others: dict[str, Any]) -> None:
     """Put in the place of copies the model's own tensors in a checkpoint where these have the same bits.
 
     PyTorch writes a tensor that has several places in a file once.
@@ -118,11 +150,29 @@ def share_weights(checkpoint: Mapping[str, Any], weights: dict[str, Any]) -> Non
     Args:
         checkpoint: what a Trainer is about to save.
         weights: as :func:`model_weights` returns them; changed in place.
+        *others: of other networks, which have some of these very tensors; changed in place.
     """
     for key, present in checkpoint["state_dict"].items():
         kept = weights.get(key)
         if isinstance(present, Tensor) and isinstance(kept, Tensor) and _has_same_bits(present, kept):
             weights[key] = present.detach()
+            for other in others:
+                if other.get(key) is kept:
+                    other[key] = weights[key]
+
+
+def same_memory(value: Any, other: Any) -> bool:
+    """Whether two tensors are the same numbers in the same memory.
+
+    Example:
+        >>> tensor = torch.zeros(2)
+        >>> same_memory(tensor, tensor.detach()), same_memory(tensor, torch.zeros(2))
+        (True, False)
+    """
+    if not (isinstance(value, Tensor) and isinstance(other, Tensor)):
+        return False
+    place = _place(value) if not is_lazy(value) else None
+    return place is not None and not is_lazy(other) and place == _place(other)
 
 
 def _has_same_bits(value: Tensor, other: Tensor) -> bool:

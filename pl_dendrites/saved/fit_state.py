@@ -44,6 +44,7 @@ class FitState:
         mirrors: name of each module that grows with another, and of that.
         form: of dendrites, where the fit found it: ``around`` and ``reason`` of a
             :class:`~pl_dendrites.training.first_calls.Form`.
+        frontier: of the :class:`~pl_dendrites.saved.frontier.Frontier`; older states are without.
         rewiring: of the :class:`~pl_dendrites.training.rewiring.Rewiring`, where there are shared dendrites.
 
     Example:
@@ -68,6 +69,7 @@ class FitState:
     mirrors: dict[str, str] = field(default_factory=dict)
     rewiring: dict[str, Any] | None = None
     form: dict[str, Any] | None = None
+    frontier: dict[str, Any] = field(default_factory=lambda: {"best": None, "smaller": []})
 
     @property
     def metric(self) -> tuple[str, str] | None:
@@ -226,7 +228,7 @@ _number = _that("a number", lambda value: isinstance(value, float) or (type(valu
 _LAYER = _entries(type=_text, neurons=_maybe(_whole(0)), dendrites=_whole(0), parameters=_whole(0))
 _RECORD = _entries(
     {  # for reports; older records are without
-        **dict.fromkeys(("candidates", "units"), _whole(0)),
+        **dict.fromkeys(("candidates", "units", "multiplications"), _whole(0)),
         "layers": _each(_mapping, _LAYER),
         "skipped": _each(_mapping, _text),
         "monitor": _text,
@@ -263,6 +265,12 @@ _REWIRING = _entries(
     deviation=_held(_each(_mapping, _tensor)),
     gains=_held(_each(_list, _tensor)),
 )
+_SIZE: dict[str, _Check] = dict.fromkeys(("parameters", "cycle", "dendrites"), _whole(0)) | {"score": _number}
+_SMALLER = _entries({"units": _whole(0), "file": _text}, **_SIZE, weights=_maybe(_weights), path=_text)
+_FRONTIER = _entries(
+    best=_maybe(_entries({"units": _whole(0)}, **_SIZE)),
+    smaller=_held(_each(_list, _SMALLER), tied=True),
+)
 _STATE = _entries(
     {
         "running": _maybe(_RECORD),
@@ -271,6 +279,7 @@ _STATE = _entries(
         "mirrors": _each(_mapping, _text),
         "rewiring": _maybe(_REWIRING),
         "form": _maybe(_entries(around=_maybe(_each(_list, _text)), reason=_text)),
+        "frontier": _FRONTIER,
     },
     format=_whole(0),
     machine=lambda value, where: PhaseMachine().load_state_dict(value),

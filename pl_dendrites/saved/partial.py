@@ -6,7 +6,7 @@ A model with a large frozen part may save only what it trains, in an overridden 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -77,9 +77,9 @@ def _every(model: nn.Module) -> dict[str, Any]:
 def complete(
     checkpoint: dict[str, Any], model: nn.Module, callback: str, source: Mapping[str, Any] | None = None
 ) -> None:
-    """Put into a checkpoint what dendrites need, and leave out of the best network in it what the model leaves out.
+    """Put into a checkpoint what dendrites need, and leave out of best networks in it what the model leaves out.
 
-    That is of the best network what is frozen: whoever does not save it has it from elsewhere.
+    That is of the best networks what is frozen: whoever does not save it has it from elsewhere.
 
     Args:
         checkpoint: as a Trainer is about to save it.
@@ -96,8 +96,16 @@ def complete(
     left_out = {name for name, p in model.named_parameters() if not (p.requires_grad or name in part)}
     names = _every(model).keys()
     if best.get("weights") and all(key in names or is_dendrite_key(key) for key in part):
-        kept = {k: v for k, v in best["weights"].items() if k not in left_out or is_dendrite_key(k)}
-        checkpoint["callbacks"][callback] = {**state, "best": {**best, "weights": kept}}
+        smaller = [_without(left_out, size) for size in state["frontier"]["smaller"]]
+        frontier = {**state["frontier"], "smaller": smaller}
+        checkpoint["callbacks"][callback] = {**state, "best": _without(left_out, best), "frontier": frontier}
+
+
+def _without(left_out: Collection[str], saved: Mapping[str, Any]) -> dict[str, Any]:
+    weights = saved["weights"]
+    if weights is not None:
+        weights = {key: value for key, value in weights.items() if key not in left_out or is_dendrite_key(key)}
+    return {**saved, "weights": weights}
 
 
 def refuse_lost(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
