@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from pl_dendrites.arguments import Settings
-from pl_dendrites.core.attach import detach
 from pl_dendrites.core.cost import parameter_count
 from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.shared import SharedNetwork
+from pl_dendrites.forming import Forming
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.left_alone import LeftAlone
 from pl_dendrites.reporting.records import phase_record, why_none
@@ -29,14 +29,12 @@ from pl_dendrites.saved.frontier import Frontier
 from pl_dendrites.saved.interrupted import Interrupted
 from pl_dendrites.saved.partial import complete
 from pl_dendrites.training import optimizers
-from pl_dendrites.training.attaching import attach_to_fit
 from pl_dendrites.training.correlation_phase import CorrelationPhase
-from pl_dendrites.training.first_calls import FirstCalls, Form, known_form
 from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, shards, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, unwrap, wrap
 
 __all__ = ["Fit"]
 
@@ -68,7 +66,7 @@ class Fit:
         self.best = BestModel(settings.dirpath, settings.best_on == "disk", save_straight)
         self.frontier = Frontier(self.best, settings.keep_sizes, settings.mode)
         self.history: list[dict[str, Any]] = []
-        self._settings, self._shards = settings, shards
+        self._forming, self._shards = Forming(settings), shards
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
         self._resumed: FitState | None = None  # a state that was loaded, until training starts
         self._saved_names: list[list[list[str]]] = []  # of optimizers' parameters in that checkpoint
@@ -80,7 +78,6 @@ class Fit:
         self._display: Display | None = None
         self._uses: UsedLayers | None = None
         self._left_alone: LeftAlone | None = None
-        self._first_calls: FirstCalls | None = None  # until they tell which form dendrites are to have
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
         self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
@@ -112,30 +109,15 @@ class Fit:
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
         """Take in the model, which may have dendrites already."""
-        saved = self._resumed
-        if self._settings.is_open:
-            form = known_form(module, shards(trainer)) if saved is None or saved.form is None else Form(**saved.form)
-            self._settings = self._settings if form is None else self._settings.settled(*form)
-        settings = self._settings
-        mirrors = settings.mirrors
-        if mirrors is None:  # those found when the fit began
-            there = self.network if saved is None else saved
-            mirrors = None if there is None else there.mirrors or None
-        network = self.network = attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+        return self._take(trainer, self._forming.attach(trainer, module, self._resumed, self.network))
+
+    def _take(self, trainer: pl.Trainer, network: DendriticNetwork) -> DendriticNetwork:
+        self.network = network
         self._rewiring = Rewiring(trainer, network) if isinstance(network, SharedNetwork) else None
         self._uses = network.watch_use()
-        self.machine = PhaseMachine(**settings.machine, dendrites=network.num_dendrites)
+        self.machine = PhaseMachine(**self._settings.machine, dendrites=network.num_dendrites)
         self._shards.begin_training(network)
         return network
-
-    def _end_first_batch(self, trainer: pl.Trainer, module: pl.LightningModule, calls: FirstCalls) -> None:
-        # Nothing was scored yet, and nothing has grown: a network of private dendrites can become one of shared ones.
-        self._first_calls, self._settings = None, self._settings.settled(*calls.end())
-        if self._settings.form == "shared":
-            detach(module)
-            calls.tell_neurons(self.attach(trainer, module))
-        self._say(trainer, f"{self._settings.form} dendrites: {self._settings.record['form_reason']}")
-        self._tells.tell(self._network)
 
     def begin_training(self, trainer: pl.Trainer) -> None:
         """Go on in the phase that a checkpoint was saved in."""
@@ -195,8 +177,7 @@ class Fit:
 
     def begin_batch(self, trainer: pl.Trainer, module: pl.LightningModule, batch_idx: int) -> None:
         """Carry out what was decided."""
-        if self._settings.is_open:
-            self._first_calls = FirstCalls(module)
+        self._forming.begin_batch(module)
         pending = self.machine.pending
         if pending is not None and pending.kind == "correlate":
             self._begin_correlation(trainer, module, pending, whole_epoch=batch_idx == 0)
@@ -234,12 +215,19 @@ class Fit:
             self._correlation.end_batch(trainer)
             return
         self._loss.add(outputs)
-        if self._first_calls is not None:
-            self._end_first_batch(trainer, trainer.lightning_module, self._first_calls)
+        if self._settings.is_open:
+            self._settle_form(trainer)
         if self._rewiring is not None:
             self._rewiring.end_batch()
         if self._uses is not None:
             self._uses.look()  # a model under manual optimization may call `loss.backward()` past Lightning
+
+    def _settle_form(self, trainer: pl.Trainer) -> None:
+        network = self._forming.end_batch(trainer, self._network)
+        if network is not None:
+            self._take(trainer, network)
+        self._say(trainer, f"{self._settings.form} dendrites: {self._settings.record['form_reason']}")
+        self._tells.tell(self._network)
 
     def begin_validation(self) -> None:
         """Have the network validated that stands still."""
@@ -399,6 +387,10 @@ class Fit:
                 rank_zero_info(f"DendriteCallback: {message}")
 
     @property
+    def _settings(self) -> Settings:
+        return self._forming.settings
+
+    @property
     def _network(self) -> DendriticNetwork:
         assert self.network is not None
         return self.network
@@ -445,7 +437,7 @@ class Fit:
             used=used if self._used is None else sorted(self._used.names),
             monitor=self._settings.monitor if resumed is None else resumed.monitor,
             mode=self._settings.mode if resumed is None else resumed.mode,
-            form=self._settings.settled_form,
+            form=self._settings.settled_form if resumed is None else resumed.form,
             rewiring=(None if resumed is None else resumed.rewiring)
             if self._rewiring is None
             else self._rewiring.state_dict(together),

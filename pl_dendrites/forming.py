@@ -1,0 +1,83 @@
+"""Which form the dendrites of a fit have: known when it begins, or once its first batch has shown what a model calls."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+from pl_dendrites.arguments import Settings
+from pl_dendrites.core.attach import detach
+from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.saved.fit_state import FitState
+from pl_dendrites.training.attaching import attach_to_fit
+from pl_dendrites.training.first_calls import FirstCalls, Form, known_form
+from pl_dendrites.training.trainer import shards
+
+__all__ = ["Forming"]
+
+
+class Forming:
+    """Attaches dendrites to the model of a fit, private ones as long as nothing tells where shared ones would hang.
+
+    Args:
+        settings: the callback's arguments.
+
+    Attributes:
+        settings: these, with the form as far as it is settled.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._calls: FirstCalls | None = None
+
+    def attach(
+        self, trainer: pl.Trainer, module: pl.LightningModule, saved: FitState | None, before: DendriticNetwork | None
+    ) -> DendriticNetwork:
+        """Take in the model, which may have dendrites already.
+
+        Args:
+            trainer: the Trainer.
+            module: the model.
+            saved: a state that the fit goes on from.
+            before: the network so far, which found the model's mirrors when the fit began.
+        """
+        if self.settings.is_open:
+            form = known_form(module, shards(trainer)) if saved is None else self._form_of(saved)
+            self.settings = self.settings if form is None else self.settings.settled(*form)
+        mirrors, settings = self.settings.mirrors, self.settings
+        found = saved or before
+        if mirrors is None and found is not None:
+            mirrors = found.mirrors or None
+        return attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+
+    @staticmethod
+    def _form_of(saved: FitState) -> Form | None:
+        if saved.form is not None:
+            return Form(**saved.form)
+        # Saved before there was a choice, or by callbacks that were told.
+        return Form(None, "it was so in the checkpoint") if saved.batches else None
+
+    def begin_batch(self, module: pl.LightningModule) -> None:
+        """Watch what the model calls, if that is to tell."""
+        if self.settings.is_open:
+            self._calls = FirstCalls(module)
+
+    def end_batch(self, trainer: pl.Trainer, before: DendriticNetwork) -> DendriticNetwork | None:
+        """Settle the form, if this was the first batch: nothing was scored yet, and nothing has grown.
+
+        Args:
+            trainer: the Trainer.
+            before: the network so far.
+
+        Returns:
+            A network of shared dendrites, where there was a place for them.
+        """
+        if self._calls is None:
+            return None
+        calls, self._calls = self._calls, None
+        self.settings = self.settings.settled(*calls.end())
+        if self.settings.form == "private":
+            return None
+        detach(before.model)
+        network = self.attach(trainer, trainer.lightning_module, None, before)
+        calls.tell_neurons(network)
+        return network
