@@ -185,6 +185,29 @@ def test_what_never_changes_is_there_once_in_memory_in_pickles_and_in_files(tmp_
     assert (tmp_path / "end.ckpt").stat().st_size < 1.02 * one
 
 
+class SavesAPart(Frozen):
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in ("backbone.weight", "backbone.bias"):
+            del checkpoint["state_dict"][name]
+
+
+def test_what_a_model_leaves_out_of_its_checkpoints_comes_back_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = SavesAPart(), tmp_path / "part.ckpt"
+    train(model, quick(exclude=["backbone"]), max_epochs=7).save_checkpoint(path)
+    assert path.stat().st_size < 10**6
+    dendrites = quick(exclude=["backbone"])
+    train(model, dendrites, max_epochs=12, ckpt_path=path)
+    assert len(weights_of(dendrites)) > 1
+    assert held(*weights_of(dendrites)) < 1.1 * held(model.state_dict())
+    dendrites.take(fresh := SavesAPart(), parameters=dendrites.frontier[0]["parameters"])
+    assert torch.equal(fresh.backbone.weight, model.backbone.weight)
+
+
 def test_a_fit_takes_no_more_than_a_little_memory_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is trained differs from size to size."""
     model = classifier()
