@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from pl_dendrites.arguments import Settings
-from pl_dendrites.core.cost import parameter_count
 from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
 from pl_dendrites.core.network import DendriticNetwork
@@ -21,7 +20,7 @@ from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.forming import Forming
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.left_alone import LeftAlone
-from pl_dendrites.reporting.records import phase_record, why_none
+from pl_dendrites.reporting.records import phase_begins, phase_record, why_none
 from pl_dendrites.saved.best import BestModel
 from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
@@ -75,9 +74,9 @@ class Fit:
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
         self._rewiring: Rewiring | None = None
-        self._display: Display | None = None
+        self._shows: Display  # both from when it begins
+        self._tells: LeftAlone
         self._uses: UsedLayers | None = None
-        self._left_alone: LeftAlone | None = None
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
         self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
@@ -88,9 +87,9 @@ class Fit:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
         self.attach(trainer, module)
-        self._left_alone = LeftAlone(partial(self._say, trainer), Processes(trainer))
+        self._tells = LeftAlone(partial(self._say, trainer), Processes(trainer))
         if not self._settings.is_open:
-            self._left_alone.tell(self._network)
+            self._tells.tell(self._network)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
         if self._resumed is not None:
@@ -104,7 +103,7 @@ class Fit:
                 self._used.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
         settings = self._settings
-        self._display = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
+        self._shows = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
         self.began = self.training = True
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
@@ -293,9 +292,7 @@ class Fit:
                 self._restore_best(trainer, module)
         self._commit()
         self._start_candidates(trainer, whole_epoch=whole_epoch)
-        pool = f"candidates per neuron {self._settings.phase['pool']}"
-        what = pool if self._network.units is None else "samples of errors are taken"
-        self._say(trainer, f"correlation phase of cycle {self.machine.cycle}, {what}: {decision.reason}")
+        self._say_phase(trainer, decision)
 
     def _start_candidates(
         self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None, whole_epoch: bool = True
@@ -337,9 +334,7 @@ class Fit:
         if self._rewiring is not None:
             self._rewiring.begin_phase()
         optimizers.begin_phase(trainer.optimizers, self._initial, self._settings.restart)
-        of_each, units = f"dendrites per neuron {network.num_dendrites}", network.units
-        what = of_each if units is None else f"shared dendrites {units}, parameters {parameter_count(network.model)}"
-        self._say(trainer, f"base phase of cycle {self.machine.cycle}, {what}: {decision.reason}")
+        self._say_phase(trainer, decision)
 
     @property
     def _used(self) -> UsedLayers | None:
@@ -381,6 +376,10 @@ class Fit:
             return {**self._resumed.running, "reason": reason}
         return phase_record(self.machine, self._network, reason) | self._settings.record
 
+    def _say_phase(self, trainer: pl.Trainer, decision: Decision) -> None:
+        begins = phase_begins(self.machine, self._network, self._settings.phase["pool"])
+        self._say(trainer, f"{begins}: {decision.reason}")
+
     def _say(self, trainer: pl.Trainer, message: str) -> None:
         if self._settings.verbose:
             with bar_aside(trainer):
@@ -394,16 +393,6 @@ class Fit:
     def _network(self) -> DendriticNetwork:
         assert self.network is not None
         return self.network
-
-    @property
-    def _tells(self) -> LeftAlone:
-        assert self._left_alone is not None
-        return self._left_alone
-
-    @property
-    def _shows(self) -> Display:
-        assert self._display is not None
-        return self._display
 
     # -- what a checkpoint holds --------------------------------------------------------------------------------------
 

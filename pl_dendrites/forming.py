@@ -1,4 +1,4 @@
-"""Which form the dendrites of a fit have: known when it begins, or once its first batch has shown what a model calls."""
+"""Which form the dendrites of a fit have: known when it begins, or once its first batch shows what a model calls."""
 
 from __future__ import annotations
 

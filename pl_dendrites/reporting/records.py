@@ -139,6 +139,29 @@ def _weights(dendrites: Dendrites) -> int:
     return private + sum(product_weights(block) for block in dendrites.shared)
 
 
+def phase_begins(machine: PhaseMachine, network: DendriticNetwork, pool: int) -> str:
+    """What is said when a phase begins.
+
+    Args:
+        machine: in that phase.
+        network: as it then is.
+        pool: candidates per neuron.
+
+    Example:
+        >>> from torch import nn
+        >>> from pl_dendrites.core import attach
+        >>> phase_begins(PhaseMachine(), attach(nn.Linear(4, 2)), pool=4)
+        'base phase of cycle 0, dendrites per neuron 0'
+    """
+    units = network.units
+    if machine.phase == "correlation":
+        what = f"candidates per neuron {pool}" if units is None else "samples of errors are taken"
+    else:
+        of_each = f"dendrites per neuron {network.num_dendrites}"
+        what = of_each if units is None else f"shared dendrites {units}, parameters {parameter_count(network.model)}"
+    return f"{machine.phase} phase of cycle {machine.cycle}, {what}"
+
+
 def why_none(history: Sequence[Mapping[str, Any]]) -> str:
     """Why a fit left no dendrites.
 
