@@ -29,17 +29,17 @@ from pl_dendrites.core import Soma
 
 
 class Task(NamedTuple):
-    """What is chosen for a data set: batch, epochs, and what the callback is given for each number of parameters."""
+    """What is chosen for a data set: batch, epochs, budgets of parameters, hidden neurons of plain networks."""
 
     batch: int
     epochs: int
-    grown: dict[int, dict[str, Any]]
+    budgets: tuple[int, ...]
     plain: tuple[int, ...]
 
 
 TASKS = {
-    "digits": Task(64, 100, {450: {"fan_in": 16, "sets": 2}, 900: {"fan_in": 16, "sets": 2}}, (8, 16, 32)),
-    "mnist": Task(128, 30, {6_100: {"fan_in": 36}, 14_000: {"fan_in": 36}}, (8, 16, 128)),
+    "digits": Task(64, 100, (450, 900), (8, 16, 32)),
+    "mnist": Task(128, 30, (6_100, 14_000), (8, 16, 128)),
 }
 
 
@@ -69,7 +69,7 @@ def fit(net: nn.Module, task: Task, epochs: int, parts: Any, seed: int, **argume
     """Test error in %, parameters and epochs of one fit."""
     L.seed_everything(seed, verbose=False)
     model = Classifier(net, epochs)
-    dendrites = DendriteCallback("val_loss", base_epochs=epochs, candidates=8, verbose=False, **arguments)
+    dendrites = DendriteCallback("val_loss", base_epochs=epochs, verbose=False, **arguments)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(max_epochs=-1, callbacks=[dendrites], accelerator="cpu", **quiet)
     train, val, test = (TensorDataset(*part) for part in parts)
@@ -100,9 +100,8 @@ def main() -> None:
         print(f"{name:28} {shown}", flush=True)
         return seen
 
-    for most, arguments in task.grown.items():
-        shared = {"around": ["net"], "max_parameters": most, **arguments}
-        seen = row("shared dendrites", lambda: Soma(inputs, outputs), epochs, **shared)
+    for most in task.budgets:
+        seen = row("shared dendrites", lambda: Soma(inputs, outputs), epochs, max_parameters=most)
     for hidden in task.plain:
         row(f"plain, {hidden} hidden neurons", lambda h=hidden: mlp(inputs, h, outputs), seen, max_dendrites=0)
 

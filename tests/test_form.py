@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -133,6 +134,13 @@ def test_shared_around_a_network_of_fully_connected_layers_and_private_elsewhere
 def test_what_is_said_wins(given: dict[str, Any], form: str) -> None:
     dendrites = fit(Direct(mlp()), 2, **given)
     assert dendrites.history[0]["form"] == form
+
+
+def test_the_report_says_why(tmp_path: Path) -> None:
+    dendrites = fit(Direct(mlp()), 2)
+    dendrites.report(tmp_path / "report.md")
+    said = "Dendrites are shared: 'net' maps 4 inputs to 2 outputs through fully connected layers."
+    assert said in (tmp_path / "report.md").read_text().replace("\\", "")
 
 
 def test_a_budget_for_which_there_is_no_place_ends_the_fit_with_the_reason() -> None:

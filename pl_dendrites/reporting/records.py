@@ -71,7 +71,8 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         of these), ``inference_cost`` (of the layers that can grow, by their matrix products; 1 is that of the plain
         layers; where these have none, ``multiplications``, those of the dendrites at each position) and of a
         correlation phase ``step_cost`` (the same of a step, in the mean over its epochs), ``skipped`` (layers left
-        alone, with the reason) and ``reason``. The callback adds ``monitor``, ``mode`` and ``learning``.
+        alone, with the reason) and ``reason``. The callback adds ``monitor``, ``mode`` and ``learning``,
+        ``form`` (``"shared"`` or ``"private"``) and, where a fit found it, ``form_reason``.
 
     Example:
         >>> from torch import nn

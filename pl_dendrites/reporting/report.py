@@ -213,6 +213,8 @@ class _Run:
         if not names:
             return []
         blocks: list[Block] = [Heading("Layers")]
+        if "form_reason" in self.last:
+            blocks.append(Paragraph(_sentence(f"Dendrites are {self.last['form']}: {self.last['form_reason']}")))
         if layers:
             columns = ("layer", "type", "neurons", "dendrites", "parameters of dendrites")
             rows = [
