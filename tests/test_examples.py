@@ -75,7 +75,7 @@ def test_shared_dendrites_stand_beside_plain_networks(
     rows = re.findall(
         r"^(shared dendrites|plain, \d+ hidden neurons) +([\d,]+) parameters", capsys.readouterr().out, re.M
     )
-    assert rows[1] == ("shared dendrites", "874")
+    assert rows[1] == ("shared dendrites", "870")
     assert [parameters for name, parameters in rows if name.startswith("plain")] == ["610", "1,210", "2,410"]
 
 
