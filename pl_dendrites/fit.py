@@ -257,12 +257,17 @@ class Fit:
             self._count_epoch(trainer, module)
 
     def _count_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._step(trainer, module, self._score.after_epoch(trainer, self._batches))
+        # Both before either is acted on: a file of the best network then says that this epoch is over.
+        score, decisions = self._score.after_epoch(trainer, self._batches), []
+        if score is not None:
+            decisions.append(self.machine.step(score, self._score.settled))
         running = self._correlation
         loss = Processes(trainer).mean(self._loss.take())
         if running is None or running.whole_epoch:  # a part of an epoch is none: its few samples correlate by chance
             rose = running is not None and running.rose(self._settings.correlation_min_delta)
-            self._act_on(trainer, module, self.machine.end_epoch(rose, loss, self._score.settled))
+            decisions.append(self.machine.end_epoch(rose, loss, self._score.settled))
+        for decision in decisions:
+            self._act_on(trainer, module, decision)
         rate = None if running is None else running.learning_rate
         self._shows.end_epoch(trainer, self.machine, self._network, rate)
 

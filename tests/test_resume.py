@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.combinations import COMBINATIONS, EPOCHS, Combination
-from tests.models import QUIET, bits, optimizer_bits, quick, same_bits
+from tests.models import QUIET, bits, classifier, loaders, optimizer_bits, quick, same_bits
 
 
 def fit(
@@ -177,3 +178,24 @@ def test_a_callback_that_never_grows_changes_no_bit(combination: Combination) ->
         assert same_bits(one, other)
         assert optimizers == others
     assert torch.equal(random, random_with_ours)
+
+
+def test_resumed_from_the_best_network_of_a_training_metric_every_phase_is_as_long(tmp_path: Path) -> None:
+    """It is written when the score is known, and that epoch is over then."""
+
+    class KeepAll(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch:
+                shutil.copy(tmp_path / "best.ckpt", tmp_path / f"{trainer.current_epoch - 1}.ckpt")
+
+    def run(ckpt_path: Path | None) -> list[tuple[str, int]]:
+        own = tmp_path if ckpt_path is None else tmp_path / "again"
+        dendrites = quick("train_loss", base_epochs=3, max_dendrites=1, dirpath=own)
+        keep = [KeepAll()] if ckpt_path is None else []
+        trainer = L.Trainer(callbacks=[dendrites, *keep], max_epochs=20, **QUIET)
+        trainer.fit(classifier(), loaders()[0], ckpt_path=ckpt_path)
+        return phases(dendrites.history)
+
+    whole = run(None)
+    assert whole == [("base", 3), ("correlation", 2), ("base", 3)]
+    assert run(tmp_path / "2.ckpt") == whole
