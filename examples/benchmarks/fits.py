@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import subprocess
 import tempfile
 import time
@@ -17,10 +18,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from controls import CONTROLS, Room, bytes_of, size
 from data import DATA, Parts
-from networks import NETWORKS, Batches, loss_of, scores
+from networks import LOSSES, METRICS, NETWORKS, SHAPES, Batches, scores
 from tasks import PEER, Task, task_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_dendrites import DendriteCallback
 
@@ -37,6 +39,8 @@ class Unit:
         arguments: of the ``DendriteCallback``, besides those of the task.
         epochs: that a plain network is trained for at least, with restarts.
         restarts: that it gets at least.
+        control: its kind, a name in ``controls.CONTROLS``; it is then trained for just as many epochs.
+        parameters: of a control, unless its width is given.
     """
 
     task: str
@@ -46,6 +50,8 @@ class Unit:
     arguments: Mapping[str, Any]
     epochs: int = 0
     restarts: int = 0
+    control: str = ""
+    parameters: int = 0
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -54,24 +60,37 @@ class Unit:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the result depends on, so that a result of other settings is not taken for it."""
-        return json.loads(json.dumps({**task_of(self.task).settings(self.arguments), "width": self.width}))
+        settings = {**task_of(self.task).settings(self.arguments), "width": self.width}
+        if self.control:
+            settings |= {name: getattr(self, name) for name in ("control", "parameters", "epochs")}
+        return json.loads(json.dumps(settings))
 
 
 class Model(L.LightningModule):
     """Nothing here knows of dendrites."""
 
-    def __init__(self, task: Task, width: int) -> None:
+    def __init__(self, task: Task, net: nn.Module, epochs: int = 0, rate: float = 1.0) -> None:
         super().__init__()
-        self.net, self.task = NETWORKS[task.network](width), task
+        self.net, self.task, self.epochs, self.rate = net, task, epochs, rate * task.rate
+        self.loss = LOSSES[task.metric]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return loss_of(self.net(batch[0]), batch[1])
+        return self.loss(self.net(batch[0]), batch[1])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.log("loss", loss_of(self.net(batch[0]), batch[1]))
+        out = self.net(batch[0])
+        loss = self.loss(out, batch[1])
+        classifies = self.task.metric == "error"
+        self.log("loss", loss)
+        self.log("score", METRICS["error"](out, batch[1]) / 100 + loss / 1000 if classifies else loss)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.task.rate)
+        cosine = self.task.cosine
+        if cosine is not None:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=self.rate, weight_decay=cosine.decay)
+            falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs or cosine.epochs)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling}}
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.rate)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=self.task.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "loss"}}
 
@@ -88,20 +107,25 @@ def work(unit: Unit, *, data_dir: Path, peer_python: Path | None) -> dict[str, A
     torch.set_num_threads(1)
     task = task_of(unit.task)
     data = load(task.data, data_dir)
+    L.seed_everything(unit.seed, verbose=False)
     if unit.row == PEER:
         assert peer_python is not None
         found = peers(unit, task, data, peer_python)
+    elif unit.control:
+        found = control(unit, task, data)
     else:
-        L.seed_everything(unit.seed, verbose=False)
         found = plain(unit, task, data) if unit.settings["arguments"]["max_dendrites"] == 0 else grown(unit, task, data)
     return {"task": unit.task, "row": unit.row, "seed": unit.seed, "settings": unit.settings, **found}
 
 
-def fit(model: Model, task: Task, data: Parts, arguments: Mapping[str, Any]) -> tuple[DendriteCallback, dict[str, Any]]:
-    callback = DendriteCallback(**arguments)
+def made(task: Task, width: int) -> Model:
+    return Model(task, NETWORKS[task.network](width))
+
+
+def fit(model: Model, task: Task, data: Parts, *callbacks: L.Callback, epochs: int = -1) -> dict[str, Any]:
     trainer = L.Trainer(
-        max_epochs=-1,
-        callbacks=[callback],
+        max_epochs=epochs,
+        callbacks=[*callbacks],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -111,28 +135,60 @@ def fit(model: Model, task: Task, data: Parts, arguments: Mapping[str, Any]) -> 
     )
     start = time.perf_counter()
     trainer.fit(model, Batches(*data[0], task.batch, shuffle=True, most=task.most), Batches(*data[1], 4096))
-    return callback, {"epochs": trainer.current_epoch, "seconds": time.perf_counter() - start}
+    return {"epochs": trainer.current_epoch, "seconds": time.perf_counter() - start}
 
 
-def tested(model: Model, task: Task, data: Parts) -> dict[str, float]:
-    return {"result": scores(model.net, *data[2])[task.metric]}
-
-
-def size(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def tested(net: nn.Module, task: Task, data: Parts) -> dict[str, float]:
+    return {"result": scores(net, *data[2], task.metric)[task.metric]}
 
 
 def grown(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
-    model = Model(task, unit.width)
-    callback, spent = fit(model, task, data, unit.settings["arguments"])
+    model, callback = made(task, unit.width), DendriteCallback(**unit.settings["arguments"])
+    spent = fit(model, task, data, callback)
     return {
         **spent,
-        **tested(model, task, data),
+        **tested(model.net, task, data),
         "score": callback.best_model_score,
         "parameters": size(model),
+        "bytes": bytes_of(model),
         "dendrites": callback.num_dendrites,
         "restarts": max(record["cycle"] for record in callback.history),
     }
+
+
+class Best(L.Callback):
+    """Leaves a network at the best weights of its fit."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor, self.score = monitor, math.inf
+        self._weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        score = trainer.callback_metrics[self.monitor].item()
+        if score < self.score:
+            self.score, self._weights = score, copy.deepcopy(module.state_dict())
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        module.load_state_dict(self._weights)
+
+
+def control(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
+    """The variant that validation data choose."""
+    room = Room(*SHAPES[task.network], unit.epochs, unit.parameters, unit.width)
+    found: dict[str, Any] = {"score": math.inf}
+    for variant, make in CONTROLS[unit.control](room):
+        last: dict[str, Any] = {"epochs": 0, "seconds": 0.0}
+
+        def fit_best(net: nn.Module, epochs: int, *, rate: float = 1.0, callbacks: tuple[L.Callback, ...] = ()) -> None:
+            best = Best(task.arguments["monitor"])
+            spent = fit(Model(task, net, epochs, rate), task, data, *callbacks, best, epochs=epochs)
+            last.update({name: last[name] + value for name, value in spent.items()}, score=best.score)  # noqa: B023
+
+        L.seed_everything(unit.seed, verbose=False)
+        net = make(fit_best)
+        if last["score"] < found["score"]:
+            found, kept = {"variant": variant, **last}, net
+    return {**found, **tested(kept, task, data), "parameters": size(kept), "bytes": bytes_of(kept)}
 
 
 def plain(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
@@ -141,16 +197,17 @@ def plain(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
     The best network after each fit is a stage, so that one run is the control of all that took less. Which stage that
     is follows from the epochs and restarts alone.
     """
-    model = Model(task, unit.width)
+    model = made(task, unit.width)
     stages: list[dict[str, Any]] = []
     best: dict[str, Tensor] = {}
     epochs, seconds = 0, 0.0
     while len(stages) <= unit.restarts or epochs < unit.epochs:
-        callback, spent = fit(model, task, data, unit.settings["arguments"])
+        callback = DendriteCallback(**unit.settings["arguments"])
+        spent = fit(model, task, data, callback)
         epochs, seconds = epochs + spent["epochs"], seconds + spent["seconds"]
         score = callback.best_model_score
         if not stages or score < stages[-1]["score"]:
-            best, known = copy.deepcopy(model.state_dict()), {"score": score, **tested(model, task, data)}
+            best, known = copy.deepcopy(model.state_dict()), {"score": score, **tested(model.net, task, data)}
         model.load_state_dict(best)
         stages.append({"epochs": epochs, "seconds": seconds, **known})
     return {"parameters": size(model), "stages": stages}

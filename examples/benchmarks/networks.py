@@ -12,7 +12,7 @@ from torch import Tensor, nn
 CHARACTERS = 65
 
 
-def mlp(*sizes: int) -> nn.Module:
+def mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -60,10 +60,31 @@ class Transformer(nn.Module):
         return self.head(self.encoder(self.embedding(x) + self.positions, self.mask, is_causal=True))
 
 
+def one_hidden(inputs: int, outputs: int) -> Callable[[int], nn.Module]:
+    """By its width; without any it is neuron bodies alone, for dendrites to make a network of."""
+
+    def network(width: int) -> nn.Module:
+        if width:
+            return mlp(inputs, width, outputs)
+        from pl_dendrites.core import Soma
+
+        return Soma(inputs, outputs)
+
+    return network
+
+
+# Of networks with one hidden layer: their inputs and outputs.
+SHAPES = {
+    "digits": (64, 10),
+    "letters": (16, 26),
+    "adult": (108, 2),
+    "mnist": (784, 10),
+    "tox21": (1024, 12),
+    "lipophilicity": (1024, 1),
+    "trec": (2000, 6),
+}
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "digits": lambda width: mlp(64, width, 10),
-    "letters": lambda width: mlp(16, width, 26),
-    "adult": lambda width: mlp(108, width, 2),
+    **{name: one_hidden(*shape) for name, shape in SHAPES.items()},
     "mnist-mlp": lambda width: mlp(784, width, width, 10),
     "mnist-cnn": cnn,
     "shakespeare-gru": GRU,
@@ -96,14 +117,49 @@ class Batches:
             yield self.x[rows], self.y[rows]
 
 
-def loss_of(logits: Tensor, y: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
+def labels_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross-entropy of the answers that there are."""
+    there = ~y.isnan()
+    return nn.functional.binary_cross_entropy_with_logits(logits[there], y[there])
+
+
+def percent_wrong(logits: Tensor, y: Tensor) -> float:
+    return 100 * (logits.argmax(-1) != y).float().mean().item()
+
+
+def outside_roc(logits: Tensor, y: Tensor) -> float:
+    """1 less the area under the ROC curve, mean over the labels that have both answers."""
+    from sklearn.metrics import roc_auc_score
+
+    areas = []
+    for some, answers in zip(logits.T, y.T, strict=True):
+        there = ~answers.isnan()
+        if len(answers[there].unique()) == 2:
+            areas.append(roc_auc_score(answers[there], some[there]))
+    return 1 - sum(areas) / len(areas)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "error": cross_entropy,
+    "bits": cross_entropy,
+    "1 - AUC": labels_loss,
+    "RMSE": nn.functional.mse_loss,
+}
+METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "error": percent_wrong,
+    "bits": lambda logits, y: cross_entropy(logits, y).item() / math.log(2),
+    "1 - AUC": outside_roc,
+    "RMSE": lambda out, y: nn.functional.mse_loss(out, y).sqrt().item(),
+}
+
+
 @torch.no_grad()
-def scores(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Of a network, on a part of the data: the loss, the error in %, and bits per answer."""
+def scores(net: nn.Module, x: Tensor, y: Tensor, metric: str) -> dict[str, float]:
+    """Of a network, on a part of the data: the loss, and the metric of the task."""
     net.eval()
-    logits = torch.cat([net(some) for some in x.split(1024)])
-    loss = loss_of(logits, y).item()
-    return {"loss": loss, "error": 100 * (logits.argmax(-1) != y).float().mean().item(), "bits": loss / math.log(2)}
+    out = torch.cat([net(some) for some in x.split(1024)])
+    return {"loss": LOSSES[metric](out, y).item(), metric: METRICS[metric](out, y)}

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import torch
-from networks import NETWORKS, Batches, loss_of, scores
+from networks import LOSSES, NETWORKS, Batches, scores
 from perforatedai import globals_perforatedai as GPA
 from perforatedai import utils_perforatedai as UPA
 
@@ -55,6 +55,8 @@ def main() -> None:
         return tracker.setup_optimizer(net, parameters, schedule)[0]
 
     optimizer, epochs, restarts = make_optimizer(), 0, 0
+    metric = settings["metric"]
+    loss_of = LOSSES[metric]
     batches = Batches(*data[0], settings["batch"], shuffle=True, most=settings["most"])
     start = time.perf_counter()
     while epochs < MOST_EPOCHS:
@@ -64,7 +66,7 @@ def main() -> None:
             loss_of(net(x), y).backward()
             optimizer.step()
         epochs += 1
-        net, restructured, complete = tracker.add_validation_score(scores(net, *data[1])["loss"], net)
+        net, restructured, complete = tracker.add_validation_score(scores(net, *data[1], metric)["loss"], net)
         if complete:
             break
         if restructured:
@@ -73,8 +75,8 @@ def main() -> None:
     found = {
         "epochs": epochs,
         "seconds": seconds,
-        "score": scores(net, *data[1])["loss"],
-        "result": scores(net, *data[2])[settings["metric"]],
+        "score": scores(net, *data[1], metric)["loss"],
+        "result": scores(net, *data[2], metric)[metric],
         "parameters": UPA.count_params(net),
         "dendrites": tracker.member_vars["num_dendrites_added"],
         "restarts": restarts,

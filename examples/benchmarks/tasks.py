@@ -11,15 +11,29 @@ ALWAYS = {"monitor": "loss", "max_dendrites": 3, "patience": 12, "verbose": Fals
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """A fit of a length that is known: the learning rate falls as a cosine from its first epoch to its last.
+
+    Attributes:
+        epochs: of a fit without dendrites, and of the last phase of one with them.
+        decay: of the weights.
+    """
+
+    epochs: int
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
 class Task:
     """A network and data for it.
 
     Attributes:
         data: its name in ``data.DATA``.
         network: its name in ``networks.NETWORKS``.
-        width: of the network that dendrites are added to.
+        width: of the network that dendrites are added to; 0: it has no hidden layer, and shared dendrites make it.
         widths: of other plain networks, for the picture.
-        metric: what is compared, ``"error"`` in % or ``"bits"`` per character. The loss decides in any case.
+        metric: what is compared, a name in ``networks.METRICS``. The loss decides, unless the callback's arguments
+            name the ``"score"``, in which a classifier's error counts and the loss is no more than a tie-break.
         seconds: that a plain fit took, on one thread.
         batch: size of a batch.
         most: batches of an epoch; ``None``: all.
@@ -28,6 +42,10 @@ class Task:
         arguments: of the ``DendriteCallback``.
         peer: settings of the peer that this network needs; ``None``: it does not train it without code of its own.
         sparse: whether layers that grow can have sparse dendrites; else such rows would repeat the dense ones.
+        vectors: whether its inputs are vectors of numbers, as shared dendrites around all of it must see.
+        budget: parameters that these make of it, unless a row says otherwise.
+        cosine: how the learning rate falls instead. Its controls are then trained once, for as many epochs as what
+            grew, and there are more kinds of them.
     """
 
     data: str
@@ -43,11 +61,22 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     peer: Mapping[str, Any] | None = field(default_factory=dict)
     sparse: bool = True
+    vectors: bool = True
+    budget: int | None = None
+    cosine: Cosine | None = None
 
     def settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that a result depends on but the seed, as plain values."""
-        plain = {name: value for name, value in asdict(self).items() if name not in ("widths", "seconds", "sparse")}
-        return {**plain, "arguments": {**ALWAYS, **self.arguments, **arguments}}
+        left_out = {"widths", "seconds", "sparse", "vectors", "budget", *(["cosine"] if self.cosine is None else [])}
+        plain = {name: value for name, value in asdict(self).items() if name not in left_out}
+        room = {"max_parameters": self.budget} if "around" in arguments else {}
+        return {**plain, "arguments": {**ALWAYS, **room, **self.arguments, **arguments}}
+
+    def can_have(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a row makes sense here."""
+        if "around" in arguments:
+            return self.vectors
+        return bool(self.width) and (self.sparse or arguments.get("fan_in") is None)
 
 
 # Text is endless here, and its loss creeps down for ever: what a phase has to gain is a share of it.
@@ -58,6 +87,27 @@ _TEXT: dict[str, Any] = {
     "decay": 1,
 }
 _TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max_correlation_epochs": 10}
+
+
+def _wide(data: str, network: str, *, budget: int, seconds: float, epochs: int, decay: float, metric: str) -> Task:
+    """Of many inputs: a network of shared dendrites alone, and its controls."""
+    cosine = Cosine(epochs, decay)
+    arguments = {"monitor": "score", "base_epochs": epochs, "candidates": 8}
+    return Task(
+        data,
+        network,
+        0,
+        (32, 128),
+        seconds,
+        metric,
+        batch=128,
+        rate=2e-3,
+        arguments=arguments,
+        peer=None,
+        budget=budget,
+        cosine=cosine,
+    )
+
 
 TASKS = {
     "digits": Task("digits", "digits", 8, (4, 16, 64, 512), 2.5, batch=64),
@@ -75,6 +125,7 @@ TASKS = {
         **_TEXT,
         peer=None,
         sparse=False,
+        vectors=False,
         arguments={**_TEXT_PHASES, "targets": ["net"]},
     ),
     # The feed-forward layers grow: attention uses its projections' weights and never calls them.
@@ -86,8 +137,18 @@ TASKS = {
         30,
         **_TEXT,
         peer={"output_dimensions": [-1, -1, 0], "module_ids_to_track": [".head"]},
+        vectors=False,
         arguments={**_TEXT_PHASES, "targets": ["*.linear1", "*.linear2"]},
     ),
+}
+# Tasks whose controls are those of ``controls``.
+WIDE = {
+    "mnist": _wide("grey_mnist", "mnist", budget=6_100, seconds=4, epochs=30, decay=0.0, metric="error"),
+    "tox21": _wide("tox21", "tox21", budget=3_800, seconds=5, epochs=40, decay=1e-4, metric="1 - AUC"),
+    "lipophilicity": _wide(
+        "lipophilicity", "lipophilicity", budget=6_500, seconds=4, epochs=40, decay=1e-4, metric="RMSE"
+    ),
+    "trec": _wide("trec", "trec", budget=5_100, seconds=5, epochs=40, decay=1e-4, metric="error"),
 }
 
 
@@ -104,10 +165,10 @@ def task_of(name: str) -> Task:
     """
     name, at, width = name.partition("@")
     if not at:
-        return TASKS[name]
+        return {**TASKS, **WIDE}[name]
     if int(width) < 1:
         raise ValueError(f"a width is at least 1, got {width}")
-    return replace(TASKS[name], width=int(width))
+    return replace({**TASKS, **WIDE}[name], width=int(width))
 
 
 ROWS: dict[str, dict[str, Any]] = {
