@@ -24,7 +24,7 @@ from networks import LOSSES, METRICS, NETWORKS, SHAPES, Batches, scores
 from tasks import PEER, Task, task_of
 from torch import Tensor, nn
 
-from pl_dendrites import DendriteCallback
+from pl_dendrites import DendriteCallback, dendrites_state_dict
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,17 @@ def grown(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
         **tested(model.net, task, data),
         "score": callback.best_model_score,
         "parameters": size(model),
-        "bytes": bytes_of(model),
+        "bytes": _bytes(model),
         "dendrites": callback.num_dendrites,
         "restarts": max(record["cycle"] for record in callback.history),
     }
+
+
+def _bytes(model: nn.Module) -> int:
+    """What it takes to save a grown network, dendrites in their smallest form."""
+    own = {name: value for name, value in model.state_dict().items() if "dendrites" not in name.split(".")}
+    saved = {**own, **dendrites_state_dict(model)}
+    return sum(value.numel() * value.element_size() for value in saved.values())
 
 
 class Best(L.Callback):

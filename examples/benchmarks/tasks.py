@@ -92,7 +92,7 @@ _TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max
 def _wide(data: str, network: str, *, budget: int, seconds: float, epochs: int, decay: float, metric: str) -> Task:
     """Of many inputs: a network of shared dendrites alone, and its controls."""
     cosine = Cosine(epochs, decay)
-    arguments = {"monitor": "score", "base_epochs": epochs, "candidates": 8}
+    arguments = {"monitor": "score", "base_epochs": epochs, "verbose": False}
     return Task(
         data,
         network,

@@ -21,7 +21,7 @@ class UnitSet:
         field: inputs that each sees, a number or a share; all, where there are no more.
         clustered: share of the candidates whose field is an input and those that vary with it; that of the others are
             the inputs that correlate most with a direction of the error.
-        feeds: outputs that each feeds; ``None``: all.
+        feeds: outputs that each feeds, those that it would take most from; ``None``, or where there are no more: all.
         activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
         live: whether they go on learning with the network, by gradient; if not, their output weights alone do.
 
@@ -32,7 +32,7 @@ class UnitSet:
     units: int | None = None
     field: int | float = 32
     clustered: float = 1.0
-    feeds: int | None = None
+    feeds: int | None = 16
     activation: str = "sharp_gelu"
     live: bool = True
 
