@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +46,6 @@ _DECIDE = (
     "max_tries",
     "stop_on_overfit",
 )
-# Each has as many units as there are before it.
-_MOST_SETS = 16
 # Of base phases before the last; of the last, where its length is known, a share.
 _GROWTH_EPOCHS, _GROWTH_SHARE = 6, 5
 # Runs are compared by these and by those that are not at their default, but not by those of a run's surroundings.
@@ -60,7 +57,7 @@ class Settings:
 
     Args:
         given: all of them by name.
-        of: what they were given to; it knows the defaults.
+        defaults: of those that have one.
 
         reason: why the form is what :meth:`settled` says.
 
@@ -90,16 +87,15 @@ class Settings:
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, given: Mapping[str, Any], of: Callable[..., Any], reason: str = "") -> None:
+    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any], reason: str = "") -> None:
         given = self._given = {name: plain(value) for name, value in given.items()}
-        self._of, self._reason = of, reason
+        self._defaults, self._reason = defaults, reason
         _check(given)
         self._asked = _form_asked_for(given)
         self.form: Literal["shared", "private"] = "private" if given["around"] is None else "shared"
         self.is_open = self._asked != "private" and given["around"] is None
         given = dict(given)
-        defaults = {name: parameter.default for name, parameter in signature(of).parameters.items()}
-        changed = {name for name, value in given.items() if value != defaults[name]} - set(_NOT_SHOWN)
+        changed = {name for name, value in given.items() if name not in defaults or value != defaults[name]}
         shared = self.form == "shared"
         given["learning"] = given["learning"] or ("hybrid" if shared else "correlation")
         given["candidates"] = given["candidates"] or (8 if shared else 4)
@@ -129,7 +125,7 @@ class Settings:
         }
         self.record = {name: given[name] for name in ("monitor", "mode", "learning")}
         self.record |= {"form": self.form} | ({"form_reason": reason} if reason else {})
-        self.shown = {name: given[name] for name in sorted(changed.union(_SHOWN))}
+        self.shown = {name: given[name] for name in sorted(changed.union(_SHOWN).difference(_NOT_SHOWN))}
         self.max_dendrites: int = given["max_dendrites"]
         self.correlation_min_delta: float = given["correlation_min_delta"]
         self.schedule_epochs: int | None = given["base_epochs"] if given["restart"] else None
@@ -149,7 +145,7 @@ class Settings:
                 f"shared dendrites, which `form='shared'` and `max_parameters` mean, have no place: {reason}. Name the"
                 " modules that they are to hang around in `around`, or leave these arguments out."
             )
-        return Settings(self._given | {"form": form, "around": around}, self._of, reason)
+        return Settings(self._given | {"form": form, "around": around}, self._defaults, reason)
 
     @property
     def settled_form(self) -> dict[str, Any] | None:
@@ -164,7 +160,7 @@ class Settings:
         short = _GROWTH_EPOCHS if most is None else max(1, min(_GROWTH_EPOCHS, most // _GROWTH_SHARE))
         self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
         self.machine |= {
-            "max_dendrites": given["max_dendrites"] and (_MOST_SETS if budget is None else given["sets"]),
+            "max_dendrites": given["max_dendrites"] and (given["max_dendrites"] if budget is None else given["sets"]),
             "growth_epochs": None if budget is None else given["growth_epochs"] or short,
             "max_correlation_epochs": 1,
             "sparse": False,

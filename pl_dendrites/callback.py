@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,13 +64,13 @@ class DendriteCallback(pl.Callback):
         max_parameters: most parameters that the grown model may have, by shared dendrites: a number, or as many times
             those that it has. Growth is then early, in short phases, and one long phase follows. ``None``: the cycle of
             base phases that end when the score no longer improves; each set has as many units as there are, until one
-            does not help.
+            does not help, or there are ``max_dendrites`` sets.
         sets: with ``max_parameters`` how many sets of units these are shared out to, each twice the one before.
         growth_epochs: with ``max_parameters`` the length in epochs of base phases before the last, long one; ``None``:
             six, or a fifth of ``base_epochs`` where that is less.
         mirrors: name of each module that mirrors another without being trained (the average of its weights, the target
             network of a DQN), and of that: it grows as that does. ``None``: those that are frozen and begin as a copy.
-        max_dendrites: most dendrites per neuron.
+        max_dendrites: most dendrites per neuron; of shared ones without ``max_parameters`` most sets.
         learning: the rule by which dendrites learn; ``None``: ``"correlation"`` for private ones, ``"hybrid"`` for
             shared ones. ``"correlation"``: candidates learn to correlate with the error of
             their neuron while the network stands still, and are frozen afterwards; shared ones are chosen by that
@@ -179,7 +180,9 @@ class DendriteCallback(pl.Callback):
         verbose: bool = True,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name != "self"}
-        self._settings = Settings(arguments, DendriteCallback)
+        parameters = signature(DendriteCallback).parameters.items()
+        defaults = {name: own.default for name, own in parameters if own.default is not own.empty}
+        self._settings = Settings(arguments, defaults)
         self.monitor, self.mode = self._settings.monitor, self._settings.mode
         self._begin()
 

@@ -102,8 +102,8 @@ class Fit:
             if self._used is not None:
                 self._used.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
-        settings = self._settings
-        self._shows = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
+        own = self._settings
+        self._shows = Display(trainer, own.monitor, own.mode, own.shown, progress=own.verbose)
         self.began = self.training = True
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
@@ -244,7 +244,9 @@ class Fit:
         if self._correlation is not None:
             self._correlation.end_validation()
         self.end_check(trainer)
-        self._step(trainer, module, self._score.after_validation(trainer, self._batches))
+        score = self._score.after_validation(trainer, self._batches)
+        if score is not None:
+            self._act_on(trainer, module, self.machine.step(score, self._score.settled))
 
     def end_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Score the network, if the metric comes from training; count the epoch; log."""
@@ -258,9 +260,8 @@ class Fit:
 
     def _count_epoch(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Both before either is acted on: a file of the best network then says that this epoch is over.
-        score, decisions = self._score.after_epoch(trainer, self._batches), []
-        if score is not None:
-            decisions.append(self.machine.step(score, self._score.settled))
+        score = self._score.after_epoch(trainer, self._batches)
+        decisions = [] if score is None else [self.machine.step(score, self._score.settled)]
         running = self._correlation
         loss = Processes(trainer).mean(self._loss.take())
         if running is None or running.whole_epoch:  # a part of an epoch is none: its few samples correlate by chance
@@ -270,10 +271,6 @@ class Fit:
             self._act_on(trainer, module, decision)
         rate = None if running is None else running.learning_rate
         self._shows.end_epoch(trainer, self.machine, self._network, rate)
-
-    def _step(self, trainer: pl.Trainer, module: pl.LightningModule, score: float | None) -> None:
-        if score is not None:
-            self._act_on(trainer, module, self.machine.step(score, self._score.settled))
 
     def _act_on(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         if decision.is_best:
@@ -316,8 +313,8 @@ class Fit:
         assert self._correlation is not None
         self._correlation.keep_strongest(whole_epoch)
         self.machine.commit()
-        fan_in = self._settings.next["fan_in"]
-        self._say(trainer, f"candidates keep their strongest inputs, fan_in={fan_in}: {decision.reason}")
+        kept = f"candidates keep their strongest inputs, fan_in={self._settings.next['fan_in']}"
+        self._say(trainer, f"{kept}: {decision.reason}")
 
     def _begin_base(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         network = self._network
@@ -449,8 +446,7 @@ class Fit:
                 then as it was.
         """
         state = FitState.from_dict(saved)
-        settings = self._settings
-        state.refuse_other(settings.monitor, settings.mode, settings.mirrors)
+        state.refuse_other(self._settings.monitor, self._settings.mode, self._settings.mirrors)
         self.best.load_state_dict(state.best)
         self.frontier.load_state_dict(state.frontier)
         if self._correlation is None:

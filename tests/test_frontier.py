@@ -32,7 +32,14 @@ SCRIPT = {
 
 def scripted(model: L.LightningModule | None = None, **given: Any) -> tuple[DendriteCallback, ScriptedScore, Any]:
     """A fit whose sizes have the best scores 0.5, 0.65 and 0.7, and what the model was at each score."""
-    settings = {"patience": 2, "max_tries": 1, "max_correlation_epochs": 1, "candidates": 2, "verbose": False}
+    settings = {
+        "patience": 2,
+        "max_tries": 1,
+        "max_correlation_epochs": 1,
+        "candidates": 2,
+        "verbose": False,
+        "form": "private",
+    }
     dendrites = DendriteCallback("score", "max", **(settings | given))
     script = ScriptedScore(dendrites, SCRIPT)
     model = model or classifier()

@@ -188,14 +188,14 @@ def test_resumed_from_the_best_network_of_a_training_metric_every_phase_is_as_lo
             if trainer.current_epoch:
                 shutil.copy(tmp_path / "best.ckpt", tmp_path / f"{trainer.current_epoch - 1}.ckpt")
 
-    def run(ckpt_path: Path | None) -> list[tuple[str, int]]:
+    def run(ckpt_path: Path | None) -> list[tuple[str, int, int]]:
         own = tmp_path if ckpt_path is None else tmp_path / "again"
         dendrites = quick("train_loss", base_epochs=3, max_dendrites=1, dirpath=own)
         keep = [KeepAll()] if ckpt_path is None else []
         trainer = L.Trainer(callbacks=[dendrites, *keep], max_epochs=20, **QUIET)
         trainer.fit(classifier(), loaders()[0], ckpt_path=ckpt_path)
-        return phases(dendrites.history)
+        return [(record["phase"], record["epochs"], len(record["scores"])) for record in dendrites.history]
 
     whole = run(None)
-    assert whole == [("base", 3), ("correlation", 2), ("base", 3)]
+    assert whole == [("base", 3, 3), ("correlation", 2, 0), ("base", 3, 3)]
     assert run(tmp_path / "2.ckpt") == whole

@@ -64,7 +64,7 @@ def test_a_budget_may_be_a_factor_of_the_model() -> None:
 
 
 def test_without_a_budget_sets_double_until_one_does_not_help() -> None:
-    dendrites, _ = fit(classifier(), max_tries=0, base_epochs=3, min_delta=0.02)
+    dendrites, _ = fit(classifier(), max_tries=0, base_epochs=3, min_delta=0.02, max_dendrites=9)
     assert "did not help" in dendrites.stop_reason
     added = [record["parameters"] for record in dendrites.history if record["phase"] == "base"]
     assert [b - a for a, b in pairwise(added)][:2] == [16 * 5, 16 * 5]

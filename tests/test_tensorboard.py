@@ -307,8 +307,14 @@ def test_each_logger_gets_what_it_can_show(run: dict[str, Any]) -> None:
     assert len(plain.scalars) > 7
     assert repr(plain.scalars) == repr(pictures.scalars) == repr(hostile.scalars)
     assert plain.parameters["dendrites"] == {
-        **{"base_epochs": 2, "candidates": 2, "correlation_patience": 10, "max_correlation_epochs": 2},
-        **{"max_dendrites": 1, "max_tries": 3, "monitor": "val_loss"},
+        **{
+            "base_epochs": 2,
+            "candidates": 2,
+            "form": "private",
+            "correlation_patience": 10,
+            "max_correlation_epochs": 2,
+        },
+        **{"form": "private", "max_dendrites": 1, "max_tries": 3, "monitor": "val_loss"},
     }
     assert pictures.pictures == [(step, "dendrites/growth", (690, 960, 3)) for step in ends(dendrites.history)]
 

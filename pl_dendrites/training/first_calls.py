@@ -17,6 +17,7 @@ from pl_dendrites.core.kinds import Inputs
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.soma import Soma
 from pl_dendrites.core.targets import why_not_around
+from pl_dendrites.training.trainer import is_compiled
 
 __all__ = ["FirstCalls", "Form", "known_form"]
 
@@ -57,7 +58,7 @@ def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
         return Form(bodies, "neuron bodies learn from shared dendrites alone")
     if sharded:
         return Form(None, "the model is sharded")
-    if any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules()):
+    if is_compiled(model):
         return Form(None, "the model is compiled, and is not looked at when it runs")
     return None
 

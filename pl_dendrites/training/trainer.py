@@ -226,6 +226,14 @@ def computing_dtype(module: Any) -> torch.dtype | None:
     return dtype
 
 
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether a part of a model is compiled, by ``torch.compile`` or its own ``compile``."""
+    parts = list(model.modules())
+    return any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in parts) or hasattr(
+        model, "_compiler_ctx"
+    )
+
+
 def after_epoch_of(module: pl.LightningModule, then: Callable[[], None]) -> Shadows:
     """Do something once, when the model's own ``on_train_epoch_end`` is over: no callback's comes after it.
 

@@ -16,7 +16,13 @@ from pl_dendrites.core import Candidates
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
-FUNCTIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu, "gelu": nn.functional.gelu}
+FUNCTIONS = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "sharp_gelu": lambda x: x * torch.special.ndtr(2 * x),
+}
 
 LAYERS = [
     pytest.param(lambda: nn.Linear(5, 3), (7, 5), id="linear"),

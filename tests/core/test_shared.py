@@ -19,6 +19,7 @@ from pl_dendrites.core.growth.shared_block import SharedBlock
 from pl_dendrites.core.shared import SharedNetwork, attach_shared
 from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.unit_set import UnitSet
+from tests.core.helpers import FUNCTIONS
 
 
 def small() -> nn.Sequential:
@@ -52,16 +53,12 @@ def grown(model: nn.Module, wanted: UnitSet | None = None, around: tuple[str, ..
     return network
 
 
-def sharp_gelu(x: Tensor) -> Tensor:
-    return x * torch.distributions.Normal(0.0, 0.5).cdf(x)
-
-
 def reference(block: SharedBlock, x: Tensor, own: Tensor) -> Tensor:
     """The formula, unit by unit."""
     out = own.clone()
     for m in range(block.form.units):
         potential = sum(w * x[:, i] for w, i in zip(block.weight[m], block.field[m].tolist(), strict=True))
-        unit = sharp_gelu(potential + block.bias[m])
+        unit = FUNCTIONS["sharp_gelu"](potential + block.bias[m])
         for place, c in enumerate(range(out.shape[1]) if block.feeds is None else block.feeds[m].tolist()):
             out[:, c] = out[:, c] + block.out[m, place] * unit
     return out
@@ -290,7 +287,7 @@ def test_inputs_with_the_largest_gradient_enter_at_zero_and_the_weakest_leave() 
     dense = torch.zeros(4, 12).scatter(1, field, weight).requires_grad_()
     centred = x - x.mean(0)
     potential = centred @ dense.T + (dense @ x.mean(0)).detach() + block.bias.detach()
-    out = detach(copy.deepcopy(model))(x) + sharp_gelu(potential) @ block.out.detach()
+    out = detach(copy.deepcopy(model))(x) + FUNCTIONS["sharp_gelu"](potential) @ block.out.detach()
     (gain,) = torch.autograd.grad(F.cross_entropy(out, y), dense)
     network.look()
     loss_of(model, x, y).backward()
