@@ -313,8 +313,7 @@ class Fit:
         assert self._correlation is not None
         self._correlation.keep_strongest(whole_epoch)
         self.machine.commit()
-        kept = f"candidates keep their strongest inputs, fan_in={self._settings.next['fan_in']}"
-        self._say(trainer, f"{kept}: {decision.reason}")
+        self._say(trainer, f"candidates keep {self._settings.next['fan_in']} inputs, the strongest: {decision.reason}")
 
     def _begin_base(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         network = self._network
@@ -379,8 +378,8 @@ class Fit:
         return phase_record(self.machine, self._network, reason) | self._settings.record
 
     def _say_phase(self, trainer: pl.Trainer, decision: Decision) -> None:
-        begins = phase_begins(self.machine, self._network, self._settings.phase["pool"])
-        self._say(trainer, f"{begins}: {decision.reason}")
+        pool = self._settings.phase["pool"]
+        self._say(trainer, f"{phase_begins(self.machine, self._network, pool)}: {decision.reason}")
 
     def _say(self, trainer: pl.Trainer, message: str) -> None:
         if self._settings.verbose:

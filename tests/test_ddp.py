@@ -193,9 +193,7 @@ def test_what_is_communicated_for_shared_dendrites(runs: Any) -> None:
     base = [traffic for phase, _, traffic in runs[2]["shared"][0]["whole"]["traffic"] if phase == "base"]
     steps = [[size for by, size in traffic if by == "dendrites"] for traffic in base]
     assert [batch for batch, sizes in enumerate(steps) if sizes] == [4, 8, 11, 15, 19, 23]
-    assert [batch for batch, traffic in enumerate(base) if "wrapper" in dict(traffic)] == [4, 8], (
-        "nor are fields copied"
-    )
+    assert [batch for batch, traffic in enumerate(base) if "wrapper" in dict(traffic)] == [4, 8], "not fields"
     for batch in (4, 8):
         assert 8 * 4 * (4 * 16) in steps[batch], "inputs of a process' part of four batches, in double precision"
     units = runs[2]["shared"][0]["whole"]["trail"][-1]["net.dendrites.0.bias"].numel()

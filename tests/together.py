@@ -205,7 +205,7 @@ class Setting:
     resumed_from_one: tuple[int, ...] = ()  # and of one process' run
 
 
-SHARED: dict[str, Any] = {"fan_in": 2, "max_parameters": 87, "base_epochs": 6}
+SHARED: dict[str, Any] = {"fan_in": 2, "max_parameters": 87, "base_epochs": 6, "sets": 1, "growth_epochs": 2}
 SETTINGS = {
     # Epochs: two of a base phase, two of a correlation phase, and so on.
     "automatic": Setting(resumed=(1, 2, 3, 6), resumed_from_one=(2, 5)),

@@ -198,10 +198,12 @@ def moved(own: Processes, spoil: bool = False, saved: list[Any] | None = None) -
     nn.init.constant_(grown.blocks[0][1].out, 0.3)
     first, second = batches(2)
     first[0].add_(torch.linspace(0, 3, 24, dtype=torch.float64)[:, None])  # means of the parts differ
-    if spoil and own.rank == own.count - 1:
-        first[0][-1, 4] = torch.inf
     grown.look()
     learn(grown, [first], own)
+    if spoil and own.rank == 1:
+        gains = grown.blocks[0][1].gains
+        assert gains is not None
+        gains.sums[0][:, 4] = torch.inf
     if saved is not None:
         saved.append(grown.moves.state_dict())
     learn(grown, [second], own)
