@@ -60,7 +60,7 @@ STRANGE: list[Callable[[], Any]] = [
     torch.nn.UninitializedParameter,
     object,
 ]
-UNTOLD = {"running": None, "mirrors": {}, "rewiring": None, "frontier": {"best": None, "smaller": []}}
+UNTOLD = {"running": None, "mirrors": {}, "rewiring": None, "form": None, "frontier": {"best": None, "smaller": []}}
 
 
 class Grab(L.Callback):

@@ -229,7 +229,7 @@ SETTINGS = {
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
     # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
     "shared": Setting(
-        callback={"growth_epochs": 1, "sets": 2, "around": ["net"], **SHARED},
+        callback={**SHARED, "growth_epochs": 1, "sets": 2, "around": ["net"]},
         trainer=lambda: {"accumulate_grad_batches": 2},
         resumed=(1, 6),
         resumed_from_one=(1,),

@@ -228,10 +228,9 @@ def computing_dtype(module: Any) -> torch.dtype | None:
 
 def is_compiled(model: torch.nn.Module) -> bool:
     """Whether a part of a model is compiled, by ``torch.compile`` or its own ``compile``."""
-    parts = list(model.modules())
-    return any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in parts) or hasattr(
-        model, "_compiler_ctx"
-    )
+    if getattr(model, "_compiler_ctx", None):
+        return True
+    return any(isinstance(m, torch._dynamo.OptimizedModule) or m._compiled_call_impl for m in model.modules())
 
 
 def after_epoch_of(module: pl.LightningModule, then: Callable[[], None]) -> Shadows:
