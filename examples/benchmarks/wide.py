@@ -5,7 +5,7 @@
 A network of neuron bodies alone grows up to a budget in one run, with the callback's own settings. Its controls have as
 many parameters that are not zero and are trained for as many epochs: sparsely trained (RigL), pruned, plain, plain with
 dropout, one more hidden layer. Validation data decide on epochs and variants; test data are read once for each network.
-Bytes count indices. Tox21 and lipophilicity need rdkit.
+Bytes count indices. Tox21 and lipophilicity need rdkit (`pip install ".[molecules]"`).
 """
 
 from __future__ import annotations
