@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -206,3 +207,23 @@ def test_the_benchmark_of_peak_memory_measures_a_row(here: Any, tmp_path: Path) 
     memory.ROWS[memory.FILE][0](0.01, tmp_path)
     own, most = memory.measure("load", 0.01, tmp_path)
     assert max(own, most) < 100
+
+
+def test_fingerprints_stand_beside_a_plain_network(
+    here: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.rand(count, 64).round()
+        y = x[:, :3].clone()
+        y[::7] = torch.nan  # assays that were not made
+        return x, y
+
+    example = here("fingerprints")
+    monkeypatch.setitem(example.DATA, "tox21", lambda folder: [answers(count) for count in (300, 60, 60)])
+    settings = ["--seeds", "2", "--epochs", "3", "--max-parameters", "400", "--hidden", "4"]
+    monkeypatch.setattr(sys, "argv", ["fingerprints.py", "--data-dir", "nowhere", *settings])
+    example.main()
+    rows = re.findall(r"^(.+?) +(\d+) parameters +(\d+) epochs +0\.\d+ ± 0\.\d+$", capsys.readouterr().out, re.M)
+    assert [name for name, *_ in rows] == ["shared dendrites", "plain, 4 hidden neurons"]
+    assert rows[0][2] == rows[1][2]
+    assert int(rows[0][1]) <= 400

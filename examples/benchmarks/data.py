@@ -120,7 +120,7 @@ def molecules(path: Path) -> tuple[Tensor, Tensor]:
         from rdkit import Chem, RDLogger
         from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
     except ImportError as error:
-        raise ImportError("fingerprints of molecules need rdkit: pip install \".[molecules]\"") from error
+        raise ImportError('fingerprints of molecules need rdkit: pip install ".[molecules]"') from error
     RDLogger.DisableLog("rdApp.*")
     morgan = GetMorganGenerator(radius=2, fpSize=1024)
     x, y = [], []
