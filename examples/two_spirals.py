@@ -59,6 +59,7 @@ def solve(seed: int) -> tuple[OneNeuron, int, int]:
     model = OneNeuron()
     dendrites = DendriteCallback(
         "loss",
+        form="private",
         max_dendrites=20,
         candidates=16,
         patience=2,

@@ -220,7 +220,7 @@ def test_fingerprints_stand_beside_a_plain_network(
 
     example = here("fingerprints")
     monkeypatch.setitem(example.DATA, "tox21", lambda folder: [answers(count) for count in (300, 60, 60)])
-    settings = ["--seeds", "2", "--epochs", "3", "--max-parameters", "400", "--hidden", "4"]
+    settings = ["--seeds", "2", "--epochs", "1", "--max-parameters", "400", "--hidden", "4"]
     monkeypatch.setattr(sys, "argv", ["fingerprints.py", "--data-dir", "nowhere", *settings])
     example.main()
     rows = re.findall(r"^(.+?) +(\d+) parameters +(\d+) epochs +0\.\d+ ± 0\.\d+$", capsys.readouterr().out, re.M)

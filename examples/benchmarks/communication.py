@@ -137,6 +137,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dendrites = DendriteCallback(
         "score",
+        form="private",
         base_epochs=1,
         max_correlation_epochs=1,
         max_dendrites=2,

@@ -143,7 +143,10 @@ def tested(net: nn.Module, task: Task, data: Parts) -> dict[str, float]:
 
 
 def grown(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
-    model, callback = made(task, unit.width), DendriteCallback(**unit.settings["arguments"])
+    arguments = unit.settings["arguments"]
+    # Records are from before there was a choice.
+    form = {} if arguments.keys() & {"form", "max_parameters"} else {"form": "private"}
+    model, callback = made(task, unit.width), DendriteCallback(**form, **arguments)
     spent = fit(model, task, data, callback)
     return {
         **spent,

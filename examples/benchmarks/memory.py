@@ -63,7 +63,7 @@ class Model(L.LightningModule):
 def fit(mib: float, folder: Path, saves: bool = False, past: bool = False, **arguments: Any) -> None:
     callbacks: list[L.Callback] = [ModelCheckpoint(folder, save_on_train_epoch_end=True)] if saves else []
     if arguments:
-        settings = {"base_epochs": EPOCHS + 1, "verbose": False} | arguments
+        settings = {"base_epochs": EPOCHS + 1, "form": "private", "verbose": False} | arguments
         callbacks.insert(0, DendriteCallback("val_loss", **settings))
     trainer = L.Trainer(
         max_epochs=EPOCHS,

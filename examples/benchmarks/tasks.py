@@ -42,8 +42,6 @@ class Task:
         arguments: of the ``DendriteCallback``.
         peer: settings of the peer that this network needs; ``None``: it does not train it without code of its own.
         sparse: whether layers that grow can have sparse dendrites; else such rows would repeat the dense ones.
-        vectors: whether its inputs are vectors of numbers, as shared dendrites around all of it must see.
-        budget: parameters that these make of it, unless a row says otherwise.
         cosine: how the learning rate falls instead. Its controls are then trained once, for as many epochs as what
             grew, and there are more kinds of them.
     """
@@ -61,22 +59,13 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     peer: Mapping[str, Any] | None = field(default_factory=dict)
     sparse: bool = True
-    vectors: bool = True
-    budget: int | None = None
     cosine: Cosine | None = None
 
     def settings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """All that a result depends on but the seed, as plain values."""
-        left_out = {"widths", "seconds", "sparse", "vectors", "budget", *(["cosine"] if self.cosine is None else [])}
+        left_out = {"widths", "seconds", "sparse", *(["cosine"] if self.cosine is None else [])}
         plain = {name: value for name, value in asdict(self).items() if name not in left_out}
-        room = {"max_parameters": self.budget} if "around" in arguments else {}
-        return {**plain, "arguments": {**ALWAYS, **room, **self.arguments, **arguments}}
-
-    def can_have(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether a row makes sense here."""
-        if "around" in arguments:
-            return self.vectors
-        return bool(self.width) and (self.sparse or arguments.get("fan_in") is None)
+        return {**plain, "arguments": {**ALWAYS, **self.arguments, **arguments}}
 
 
 # Text is endless here, and its loss creeps down for ever: what a phase has to gain is a share of it.
@@ -89,7 +78,7 @@ _TEXT: dict[str, Any] = {
 _TEXT_PHASES = {"patience": 5, "min_delta": 0.003, "min_delta_mode": "rel", "max_correlation_epochs": 10}
 
 
-def _wide(data: str, network: str, *, budget: int, seconds: float, epochs: int, decay: float, metric: str) -> Task:
+def _wide(data: str, network: str, *, seconds: float, epochs: int, decay: float, metric: str) -> Task:
     """Of many inputs: a network of shared dendrites alone, and its controls."""
     cosine = Cosine(epochs, decay)
     arguments = {"monitor": "score", "base_epochs": epochs, "verbose": False}
@@ -104,7 +93,6 @@ def _wide(data: str, network: str, *, budget: int, seconds: float, epochs: int, 
         rate=2e-3,
         arguments=arguments,
         peer=None,
-        budget=budget,
         cosine=cosine,
     )
 
@@ -125,7 +113,6 @@ TASKS = {
         **_TEXT,
         peer=None,
         sparse=False,
-        vectors=False,
         arguments={**_TEXT_PHASES, "targets": ["net"]},
     ),
     # The feed-forward layers grow: attention uses its projections' weights and never calls them.
@@ -137,18 +124,15 @@ TASKS = {
         30,
         **_TEXT,
         peer={"output_dimensions": [-1, -1, 0], "module_ids_to_track": [".head"]},
-        vectors=False,
         arguments={**_TEXT_PHASES, "targets": ["*.linear1", "*.linear2"]},
     ),
 }
 # Tasks whose controls are those of ``controls``.
 WIDE = {
-    "mnist": _wide("grey_mnist", "mnist", budget=6_100, seconds=4, epochs=30, decay=0.0, metric="error"),
-    "tox21": _wide("tox21", "tox21", budget=3_800, seconds=5, epochs=40, decay=1e-4, metric="1 - AUC"),
-    "lipophilicity": _wide(
-        "lipophilicity", "lipophilicity", budget=6_500, seconds=4, epochs=40, decay=1e-4, metric="RMSE"
-    ),
-    "trec": _wide("trec", "trec", budget=5_100, seconds=5, epochs=40, decay=1e-4, metric="error"),
+    "mnist": _wide("grey_mnist", "mnist", seconds=4, epochs=30, decay=0.0, metric="error"),
+    "tox21": _wide("tox21", "tox21", seconds=5, epochs=40, decay=1e-4, metric="1 - AUC"),
+    "lipophilicity": _wide("lipophilicity", "lipophilicity", seconds=4, epochs=40, decay=1e-4, metric="RMSE"),
+    "trec": _wide("trec", "trec", seconds=5, epochs=40, decay=1e-4, metric="error"),
 }
 
 

@@ -93,7 +93,7 @@ def extra(
 
 
 def idle() -> L.Callback:
-    return DendriteCallback("val_loss", patience=10**6, verbose=False)
+    return DendriteCallback("val_loss", form="private", patience=10**6, verbose=False)
 
 
 def trainer(steps: int, epochs: int, callbacks: tuple[L.Callback, ...]) -> L.Trainer:
