@@ -8,9 +8,9 @@ from pl_dendrites.arguments import Settings
 from pl_dendrites.core.attach import detach
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.saved.fit_state import FitState
-from pl_dendrites.training.attaching import attach_to_fit
+from pl_dendrites.training.attaching import CALLED_FOR_STEPS, attach_to_fit
 from pl_dendrites.training.first_calls import FirstCalls, Form, known_form
-from pl_dendrites.training.trainer import shards
+from pl_dendrites.training.trainer import calls_for_steps, shards
 
 __all__ = ["Forming"]
 
@@ -74,7 +74,10 @@ class Forming:
         if self._calls is None:
             return None
         calls, self._calls = self._calls, None
-        self.settings = self.settings.settled(*calls.end())
+        form = calls.end()
+        if form.around == [""] and calls_for_steps(trainer):
+            form = Form(None, f"the model is one network, and {CALLED_FOR_STEPS}")
+        self.settings = self.settings.settled(*form)
         if self.settings.form == "private":
             return None
         detach(before.model)

@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from pl_dendrites import DendriteCallback
+from pl_dendrites import DendriteCallback, forming
 from pl_dendrites.core import Soma
+from pl_dendrites.training import attaching
 from tests.models import QUIET, Classifier, bits, loaders, same_bits
 
 
@@ -146,6 +147,18 @@ def test_the_report_says_why(tmp_path: Path) -> None:
 def test_a_budget_for_which_there_is_no_place_ends_the_fit_with_the_reason() -> None:
     with pytest.raises(MisconfigurationException, match="have no place: 'net': it has a Conv1d"):
         fit(Direct(convolution()), max_parameters=100)
+
+
+def test_a_model_that_is_called_for_its_steps_is_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP calls it with batches for losses."""
+    for file in (forming, attaching):
+        monkeypatch.setattr(file, "calls_for_steps", lambda trainer: True)
+    record = fit(Whole(mlp()), 2).history[0]
+    assert record["form"] == "private"
+    assert "Let a module of the model be its network" in record["form_reason"]
+    assert fit(Direct(mlp()), 2).history[0]["form"] == "shared"
+    with pytest.raises(MisconfigurationException, match="'' cannot be, for this strategy calls the model"):
+        fit(Whole(mlp()), 2, around=[""])
 
 
 def test_nothing_is_left_of_watching_the_first_batch() -> None:

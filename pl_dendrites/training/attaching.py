@@ -14,9 +14,14 @@ from pl_dendrites.core.targets import Predicate
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.refusals import refuse_homeless
-from pl_dendrites.training.trainer import shards
+from pl_dendrites.training.trainer import calls_for_steps, shards
 
-__all__ = ["attach_to_fit"]
+__all__ = ["CALLED_FOR_STEPS", "attach_to_fit"]
+
+CALLED_FOR_STEPS = (
+    "this strategy calls the model itself for its steps, and what comes in and out of them are batches and losses."
+    " Let a module of the model be its network, as `self.net`"
+)
 
 
 def attach_to_fit(
@@ -52,6 +57,8 @@ def attach_to_fit(
                 "a sharded model cannot have shared dendrites: nobody would average their gradients, or have a folder's"
                 " checkpoint fit them. Use strategy='ddp', or leave out `around`."
             )
+        if "" in around and calls_for_steps(trainer):
+            raise MisconfigurationException(f"`around`: '' cannot be, for {CALLED_FOR_STEPS}")
         network = SharedNetwork(module, around, mirrors, Processes(trainer))
     network.set_next(**following)
     if targets is None and around is None:

@@ -332,6 +332,11 @@ def save_straight(trainer: pl.Trainer, path: Path) -> None:
         shadows.release()
 
 
+def calls_for_steps(trainer: pl.Trainer) -> bool:
+    """Whether the strategy calls the model, as that of DDP does, when it wants its ``training_step``."""
+    return is_a(trainer.strategy, "DDPStrategy")
+
+
 def unwrap(trainer: pl.Trainer) -> None:
     """Take the wrapper of DDP off a network that stands still: it has no gradients to average."""
     strategy = trainer.strategy
