@@ -49,7 +49,7 @@ class UnitSet:
 
         Example:
             >>> UnitSet(field=0.5, feeds=9).unit(inputs=8, outputs=3)
-            SharedForm(units=1, inputs=8, outputs=3, field=4, feeds=None, activation='gelu', live=True)
+            SharedForm(units=1, inputs=8, outputs=3, field=4, feeds=None, activation='sharp_gelu', live=True)
         """
         feeds = None if self.feeds is None or self.feeds >= outputs else self.feeds
         size = self.field if isinstance(self.field, int) else max(1, round(self.field * inputs))
