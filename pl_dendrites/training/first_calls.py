@@ -107,9 +107,11 @@ class FirstCalls:
         return begin
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        while self._seen[-1].module is not module:  # calls that an exception ended
-            self._seen.pop()
-        call = self._seen.pop()
+        places = [place for place, call in enumerate(self._seen) if place and call.module is module]
+        if not places:  # called in another thread meanwhile
+            return
+        call = self._seen[places[-1]]
+        del self._seen[places[-1] :]  # with calls in it that an exception ended
         call.inputs, call.outputs = _sizes(Inputs(args, kwargs), out)
         self._seen[-1].inner.append(call)
 
