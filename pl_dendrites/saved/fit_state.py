@@ -267,9 +267,18 @@ _REWIRING = _entries(
 )
 _SIZE: dict[str, _Check] = dict.fromkeys(("parameters", "cycle", "dendrites"), _whole(0)) | {"score": _number}
 _SMALLER = _entries({"units": _whole(0), "file": _text}, **_SIZE, weights=_maybe(_weights), path=_text)
+
+
+def _smaller(value: Any, where: str) -> None:
+    _SMALLER(value, where)
+    named = "file" in value
+    if named == (value["weights"] is not None) or (value["path"] and not named):
+        raise ValueError(f"{where} must have its weights or name its file")
+
+
 _FRONTIER = _entries(
     best=_maybe(_entries({"units": _whole(0)}, **_SIZE)),
-    smaller=_held(_each(_list, _SMALLER), tied=True),
+    smaller=_held(_each(_list, _smaller), tied=True),
 )
 _STATE = _entries(
     {
