@@ -151,11 +151,11 @@ class Fit:
             self.save_beside(trainer, module, checkpoint)
             with self._network.thawed():
                 self._interrupted = Interrupted.of(module, self.state(together=False), checkpoint, self.best.weights)
-        reason = self.machine.stop_reason or f"interrupted by {type(exception).__name__}"
-        self._finish(trainer, module, reason, restore=alone)
+        self._finish(trainer, module, self.machine.stop_reason or f"interrupted by {type(exception).__name__}", alone)
 
     def let_go(self) -> None:
-        """Give back what a correlation phase holds."""
+        """Give back what a correlation phase holds, and watch nothing."""
+        self._forming.let_go()
         if self._correlation is not None:
             self._correlation.end()
             self._correlation = None

@@ -61,6 +61,12 @@ class Forming:
         if self.settings.is_open:
             self._calls = FirstCalls(module)
 
+    def let_go(self) -> None:
+        """Watch no longer: the first batch never ended."""
+        if self._calls is not None:
+            self._calls.end()
+            self._calls = None
+
     def end_batch(self, trainer: pl.Trainer, before: DendriticNetwork) -> DendriticNetwork | None:
         """Settle the form, if this was the first batch: nothing was scored yet, and nothing has grown.
 

@@ -170,6 +170,21 @@ def test_nothing_is_left_of_watching_the_first_batch() -> None:
         assert len(own._forward_pre_hooks) == len(other._forward_pre_hooks)
 
 
+def test_nothing_is_left_where_the_first_batch_fails() -> None:
+    class Fails(Whole):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            super().training_step(batch, batch_idx)
+            raise RuntimeError("out of data")
+
+    model, plain = Fails(convolution()), Whole(convolution())
+    with pytest.raises(RuntimeError, match="out of data"):
+        fit(model, 1, max_dendrites=0, form=None)
+    fit(plain, 1, max_dendrites=0, form="private")
+    for own, other in zip(model.modules(), plain.modules(), strict=True):
+        assert len(own._forward_hooks) == len(other._forward_hooks)
+        assert len(own._forward_pre_hooks) == len(other._forward_pre_hooks)
+
+
 def test_watching_changes_nothing_that_is_trained() -> None:
     trained = []
     for form in (None, "private"):
