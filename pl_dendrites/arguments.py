@@ -132,7 +132,7 @@ class Settings:
         self.restart, self.verbose = given["restart"], given["verbose"]
         self.dirpath, self.best_on, self.keep_sizes = given["dirpath"], given["best_on"], given["keep_sizes"]
 
-    def settled(self, around: Sequence[str] | None, reason: str = "") -> Settings:
+    def settled(self, around: Sequence[str] | None, reason: str) -> Settings:
         """These settings with a form.
 
         Args:
@@ -160,7 +160,7 @@ class Settings:
         short = _GROWTH_EPOCHS if most is None else max(1, min(_GROWTH_EPOCHS, most // _GROWTH_SHARE))
         self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
         self.machine |= {
-            "max_dendrites": given["max_dendrites"] and (given["max_dendrites"] if budget is None else given["sets"]),
+            "max_dendrites": given["sets"] if budget and given["max_dendrites"] else given["max_dendrites"],
             "growth_epochs": None if budget is None else given["growth_epochs"] or short,
             "max_correlation_epochs": 1,
             "sparse": False,

@@ -102,8 +102,8 @@ class Fit:
             if self._used is not None:
                 self._used.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
-        own = self._settings
-        self._shows = Display(trainer, own.monitor, own.mode, own.shown, progress=own.verbose)
+        settings = self._settings
+        self._shows = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
         self.began = self.training = True
 
     def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:

@@ -41,7 +41,7 @@ class Forming:
             before: the network so far, which found the model's mirrors when the fit began.
         """
         if self.settings.is_open:
-            form = known_form(module, shards(trainer)) if saved is None else self._form_of(saved)
+            form = self._known(trainer, module, saved)
             self.settings = self.settings if form is None else self.settings.settled(*form)
         mirrors, settings = self.settings.mirrors, self.settings
         found = saved or before
@@ -50,25 +50,28 @@ class Forming:
         return attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
 
     @staticmethod
-    def _form_of(saved: FitState) -> Form | None:
-        if saved.form is not None:
+    def _known(trainer: pl.Trainer, module: pl.LightningModule, saved: FitState | None) -> Form | None:
+        if saved is not None and saved.form is not None:
             return Form(**saved.form)
-        # Saved before there was a choice, or by callbacks that were told.
-        return Form(None, "it was so in the checkpoint") if saved.batches else None
+        known = known_form(module, shards(trainer))
+        # A state from before there was a choice, or of a callback that was told, does not say.
+        begun = saved is not None and saved.batches > 0
+        return Form(None, "it was so in the checkpoint") if known is None and begun else known
 
     def begin_batch(self, module: pl.LightningModule) -> None:
         """Watch what the model calls, if that is to tell."""
         if self.settings.is_open:
+            self.let_go()
             self._calls = FirstCalls(module)
 
     def let_go(self) -> None:
-        """Watch no longer: the first batch never ended."""
+        """Watch no longer, where the first batch never ends: it failed, or was skipped."""
         if self._calls is not None:
             self._calls.end()
             self._calls = None
 
     def end_batch(self, trainer: pl.Trainer, before: DendriticNetwork) -> DendriticNetwork | None:
-        """Settle the form, if this was the first batch: nothing was scored yet, and nothing has grown.
+        """The first batch is over, and settles the form: nothing was scored yet, and nothing has grown.
 
         Args:
             trainer: the Trainer.
@@ -77,8 +80,7 @@ class Forming:
         Returns:
             A network of shared dendrites, where there was a place for them.
         """
-        if self._calls is None:
-            return None
+        assert self._calls is not None
         calls, self._calls = self._calls, None
         form = calls.end()
         if form.around == [""] and calls_for_steps(trainer):

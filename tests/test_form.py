@@ -8,13 +8,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from pl_dendrites import DendriteCallback, forming
 from pl_dendrites.core import Soma
 from pl_dendrites.training import attaching
-from tests.models import QUIET, Classifier, bits, loaders, same_bits
+from tests.models import QUIET, Classifier, bits, classifier, loaders, same_bits
 
 
 class Whole(Classifier):
@@ -161,13 +162,18 @@ def test_a_model_that_is_called_for_its_steps_is_no_place(monkeypatch: pytest.Mo
         fit(Whole(mlp()), 2, around=[""])
 
 
-def test_nothing_is_left_of_watching_the_first_batch() -> None:
-    model, plain = Whole(convolution()), Whole(convolution())
-    fit(model, 1, max_dendrites=0, form=None)
+def assert_as_many_hooks_as_where_nobody_watches(model: nn.Module) -> None:
+    plain = Whole(convolution())
     fit(plain, 1, max_dendrites=0, form="private")
     for own, other in zip(model.modules(), plain.modules(), strict=True):
         assert len(own._forward_hooks) == len(other._forward_hooks)
         assert len(own._forward_pre_hooks) == len(other._forward_pre_hooks)
+
+
+def test_nothing_is_left_of_watching_the_first_batch() -> None:
+    model = Whole(convolution())
+    fit(model, 1, max_dendrites=0)
+    assert_as_many_hooks_as_where_nobody_watches(model)
 
 
 def test_nothing_is_left_where_the_first_batch_fails() -> None:
@@ -176,13 +182,36 @@ def test_nothing_is_left_where_the_first_batch_fails() -> None:
             super().training_step(batch, batch_idx)
             raise RuntimeError("out of data")
 
-    model, plain = Fails(convolution()), Whole(convolution())
+    model = Fails(convolution())
     with pytest.raises(RuntimeError, match="out of data"):
-        fit(model, 1, max_dendrites=0, form=None)
-    fit(plain, 1, max_dendrites=0, form="private")
-    for own, other in zip(model.modules(), plain.modules(), strict=True):
-        assert len(own._forward_hooks) == len(other._forward_hooks)
-        assert len(own._forward_pre_hooks) == len(other._forward_pre_hooks)
+        fit(model, 1, max_dendrites=0)
+    assert_as_many_hooks_as_where_nobody_watches(model)
+
+
+def test_nothing_is_left_where_a_first_batch_is_skipped() -> None:
+    class Skips(Whole):
+        def on_train_batch_start(self, batch: list[Tensor], batch_idx: int) -> int | None:
+            return -1 if self.current_epoch == 0 else None
+
+    model = Skips(convolution())
+    fit(model, 2, max_dendrites=0)
+    assert_as_many_hooks_as_where_nobody_watches(model)
+
+
+def test_a_resumed_fit_takes_over_what_the_model_has(tmp_path: Path) -> None:
+    """Saved by a callback that was told where dendrites hang, it does not say why."""
+    model = classifier()
+    told = DendriteCallback("val_loss", base_epochs=2, max_parameters=120, sets=1, around=["net"], verbose=False)
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    settings = QUIET | {"enable_checkpointing": True}
+    L.Trainer(callbacks=[told, saver], max_epochs=4, **settings).fit(model, *loaders())
+    again = DendriteCallback("val_loss", base_epochs=2, max_parameters=120, sets=1, verbose=False)
+    L.Trainer(callbacks=[again], max_epochs=4, **QUIET).fit(
+        classifier(), *loaders(), ckpt_path=tmp_path / "epoch=2.ckpt"
+    )
+    assert again.network is not None
+    assert list(again.network.layers) == ["net"]
+    assert again.history[-1]["form_reason"] == "the model has shared dendrites"
 
 
 def test_watching_changes_nothing_that_is_trained() -> None:

@@ -270,7 +270,6 @@ class SharedNetwork(DendriticNetwork):
             form.feeds or form.outputs,
             form.activation,
             pool=self._pool,
-            share_clustered=self._wanted.clustered,
             seed=(self._seed + 1) % 2**63,
         )
         # Hardware that is not alike may choose otherwise between two that are.

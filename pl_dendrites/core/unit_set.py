@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pl_dendrites.core.checks import check, check_at_least
+from pl_dendrites.core.checks import check_at_least
 from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.growth.shared_block import SharedForm
 
@@ -19,8 +19,6 @@ class UnitSet:
         units: how many; ``None``: what :meth:`SharedNetwork.set_next
             <pl_dendrites.core.shared.SharedNetwork.set_next>` says of parameters.
         field: inputs that each sees, a number or a share; all, where there are no more.
-        clustered: share of the candidates whose field is an input and those that vary with it; that of the others are
-            the inputs that correlate most with a direction of the error.
         feeds: outputs that each feeds, those that it would take most from; ``None``, or where there are no more: all.
         activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
         live: whether they go on learning with the network, by gradient; if not, their output weights alone do.
@@ -31,7 +29,6 @@ class UnitSet:
 
     units: int | None = None
     field: int | float = 32
-    clustered: float = 1.0
     feeds: int | None = 16
     activation: str = "sharp_gelu"
     live: bool = True
@@ -41,8 +38,6 @@ class UnitSet:
         for name in ("units", "feeds"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)
-        number = isinstance(self.clustered, int | float) and not isinstance(self.clustered, bool)
-        check("clustered", number and 0 <= self.clustered <= 1, "a share from 0 to 1", self.clustered)
 
     def unit(self, inputs: int, outputs: int) -> SharedForm:
         """One unit of it around a module of so many inputs and outputs.

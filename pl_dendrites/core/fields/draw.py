@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pl_dendrites.core.fields.sample import ErrorSample
 
-__all__ = ["along_errors", "clustered", "drawn_weights"]
+__all__ = ["clustered", "drawn_weights"]
 
 # Seeds whose products with all inputs are formed at once: never n x n.
 _AT_ONCE = 256
@@ -49,27 +49,6 @@ def clustered(sample: ErrorSample, units: int, size: int, generator: torch.Gener
         alike = sample.alike(some)
         alike[torch.arange(len(some)), some] = 2  # itself first, whatever the rounding
         fields.append(alike.topk(size, 1).indices)
-    return torch.cat(fields)
-
-
-def along_errors(sample: ErrorSample, units: int, size: int, generator: torch.Generator) -> Tensor:
-    """Fields of the inputs that correlate most with a random direction of the error, among a random half of all.
-
-    Arguments and result are those of :func:`clustered`.
-
-    Example:
-        >>> x = torch.randn(500, 6)
-        >>> along_errors(ErrorSample(x, x[:, 2:3]), 8, 1, torch.Generator().manual_seed(0)).unique().numel() > 1
-        True
-    """
-    inputs, outputs = sample.correlation.shape
-    fields = []
-    for first in range(0, units, _AT_ONCE):
-        some = min(_AT_ONCE, units - first)
-        directions = torch.randn(outputs, some, generator=generator, device="cpu").to(sample.correlation)
-        half = torch.rand(some, inputs, generator=generator, device="cpu").round().bool()
-        strength = sample.along(directions) + 1e-30 * sample.varies
-        fields.append(torch.where(half.to(strength.device), strength, strength.new_tensor(-1.0)).topk(size, 1).indices)
     return torch.cat(fields)
 
 

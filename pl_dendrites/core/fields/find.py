@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.fields.choose import choose_units
-from pl_dendrites.core.fields.draw import along_errors, clustered, drawn_weights
+from pl_dendrites.core.fields.draw import clustered, drawn_weights
 from pl_dendrites.core.fields.product import field_product
 from pl_dendrites.core.fields.sample import ErrorSample
 
@@ -48,7 +48,6 @@ def find_units(
     activation: str,
     *,
     pool: int = 1,
-    share_clustered: float = 1.0,
     seed: int = 0,
 ) -> Found:
     """Draw ``pool`` times as many candidates as there are to be units, up to 4,096, and choose among them.
@@ -60,8 +59,6 @@ def find_units(
         feeds: outputs that each is to feed, ``g``.
         activation: name of their activation.
         pool: candidates for each.
-        share_clustered: of the candidates, see :func:`~pl_dendrites.core.fields.draw.clustered`; the others are drawn
-            by :func:`~pl_dendrites.core.fields.draw.along_errors`.
         seed: what is drawn follows from it.
 
     Example:
@@ -72,9 +69,7 @@ def find_units(
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = max(units, min(units * pool, _MOST_CANDIDATES))
-    alike = round(candidates * share_clustered)
-    draws = [(clustered, alike), (along_errors, candidates - alike)]
-    fields = torch.cat([draw(sample, count, field, generator) for draw, count in draws if count])
+    fields = clustered(sample, candidates, field, generator)
     weight, bias = (drawn.to(sample.inputs) for drawn in drawn_weights(candidates, field, generator))
     potentials = [
         field_product(sample.inputs, *some)  # some at a time: inputs may be fetched for each

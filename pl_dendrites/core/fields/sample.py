@@ -58,17 +58,6 @@ class ErrorSample:
         products = self._over_deviation(self.inputs.T @ centred / len(centred)).T
         return products.abs() / self.deviation[seeds, None].clamp(min=1e-12)
 
-    def along(self, directions: Tensor) -> Tensor:
-        """Absolute correlation of all inputs with directions of the error.
-
-        Args:
-            directions: shape ``(C, S)``.
-
-        Returns:
-            Shape ``(S, n)``, but for a factor of each direction.
-        """
-        return (self.correlation @ directions).T.abs()
-
     def _over_deviation(self, products: Tensor) -> Tensor:
         return torch.where(self.varies[:, None], products / self.deviation[:, None].clamp(min=1e-12), 0)
 
