@@ -42,10 +42,11 @@ _NO_FIT = (
 class DendriteCallback(pl.Callback):
     """Grows dendrites on a model while a Trainer fits it.
 
-    Training runs as usual until the monitored score stops improving. Then the best weights come back, the network is
-    frozen, and a pool of candidates for every neuron learns to correlate with that neuron's remaining error. The best
-    candidate of each neuron becomes a dendrite, the network trains again with the new signal, and the set is kept if
-    the score got better. When sets no longer help, training stops, and the model is the best one found.
+    Training runs as usual until the monitored score stops improving. Then the best weights come back, the network
+    stands still, and candidates are found by the error that remains: of private dendrites a pool for every neuron,
+    which learns to correlate with that neuron's error; of shared ones units around the whole network, drawn and chosen
+    by what they take from it. The best become dendrites, the network trains again with the new signal, and the set is
+    kept if the score got better. When sets no longer help, training stops, and the model is the best one found.
 
     Args:
         monitor: the metric that decides, as logged by the model.
