@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from pl_dendrites import DendriteCallback, load_from_checkpoint
+from pl_dendrites import DendriteCallback, fuse, load_from_checkpoint
 from pl_dendrites.core import Soma
 from pl_dendrites.core.cost import parameter_count
 from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits
@@ -54,6 +55,17 @@ def test_the_report_counts_units(tmp_path: Path) -> None:
     assert "16 shared dendrites" in text
     assert f"| multiplications, inference | 0 | {16 * (2 + 2)} |" in text  # two inputs seen, two outputs fed
     assert "per neuron" not in text
+
+
+@pytest.mark.parametrize("make", [classifier, OfBodies])
+def test_what_was_grown_is_fused_and_goes_on_as_a_lightning_module(make: Callable[[], Classifier]) -> None:
+    model = make()
+    _, trainer = fit(model, max_parameters=120, growth_epochs=1, base_epochs=20)
+    fused = fuse(model, compact=True)
+    assert isinstance(fused, Classifier)
+    assert not any(type(part).__module__.startswith("pl_dendrites") for part in fused.net.modules())
+    (expected,), (found,) = (trainer.validate(one, loaders()[1], verbose=False) for one in (model, fused))
+    assert found == pytest.approx(expected)
 
 
 def test_a_budget_may_be_a_factor_of_the_model() -> None:

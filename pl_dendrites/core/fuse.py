@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pl_dendrites.core.fusing.around import fuse_around
@@ -119,11 +120,11 @@ def _put(model: nn.Module, fused: Mapping[nn.Module, nn.Module]) -> None:
 
 def _bare_soma(soma: Soma) -> nn.Module:
     # Biases alone: of a product with nothing.
-    path, place = Path(), {"device": soma.bias.device, "dtype": soma.bias.dtype}
-    product = nn.utils.skip_init(nn.Linear, 0, soma.outputs, **place)
-    product.bias.copy_(soma.bias)
+    path = Path()
     (x,) = path.arguments_of(soma)
-    return path.finish(path.run("out", product, path.method("narrow", x, -1, 0, 0)))
+    nothing = path.value("weight", soma.bias.new_zeros(soma.outputs, 0))
+    product = path.call(F.linear, path.method("narrow", x, -1, 0, 0), nothing, path.value("bias", soma.bias))
+    return path.finish(product)
 
 
 def _fold(model: nn.Module) -> Iterator[tuple[nn.Module, Affine]]:
