@@ -31,7 +31,7 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
     """A copy of a grown model in evaluation mode, made of PyTorch's own modules alone, to be used elsewhere.
 
     Each layer and all its dendrites become one ``torch.fx.GraphModule``: one product for all that sees the input, and
-    a slice, an activation and a multiply-add for each dendrite. Shared dendrites become a path beside the module that
+    a slice, an activation, a product and a sum for each dendrite. Shared dendrites become a path beside the module that
     they hang around. A batch normalisation that follows a grown layer directly in an ``nn.Sequential`` is folded in. It
     is faster than the model with its hooks, tools that count, quantise or export see what they know, and
     ``torch.save(fused)`` loads where this package is not installed.

@@ -64,7 +64,8 @@ def coefficients(blocks: Sequence[Block], neurons: int, scale: Tensor | None = N
         scale: shape ``(C,)``, what the layer's output is multiplied by.
 
     Returns:
-        For dendrite :math:`i` of ``k`` shape ``(k - i, C)``: :math:`u_{j,i}` of each later one, and last :math:`a_i`.
+        For each dendrite :math:`i` of ``k`` shape ``(k + 1, C)``: :math:`u_{j,i}` of all, 0 where :math:`j` is not
+        later, and last :math:`a_i`.
     """
     each = [(block, j) for block in blocks for j in range(block.count)]
     links = [spread_neurons(block.links[block.links_of(j)], block, neurons) for block, j in each]
@@ -72,7 +73,8 @@ def coefficients(blocks: Sequence[Block], neurons: int, scale: Tensor | None = N
     scales = [scales_of(block.form.activation) for block, _ in each]
     found = []
     for i, (block, _) in enumerate(each):
-        later = [links[j][i] * scales[j].before for j in range(i + 1, len(each))]
+        none = torch.zeros_like(weights[i])
+        later = [links[j][i] * scales[j].before if j > i else none for j in range(len(each))]
         rows = torch.stack([*later, weights[i] if scale is None else weights[i] * scale]) * scales[i].after
         has_it = spread_neurons(torch.ones_like(block.weights[0])[None], block, neurons)
         found.append(rows * has_it)
@@ -80,23 +82,24 @@ def coefficients(blocks: Sequence[Block], neurons: int, scale: Tensor | None = N
 
 
 def add_cascade(path: Path, rows: fx.Node, blocks: Sequence[Block], factors: Sequence[Tensor], dim: int) -> fx.Node:
-    """Add what dendrites say to the neurons.
+    """Add what dendrites say to those that come later, and to the neurons.
 
     Args:
         path: the computation.
         rows: potentials of each dendrite, and last the layer's own output, along dimension ``dim - 1``.
         blocks: of the layer, in order.
-        factors: from :func:`coefficients`; where neurons fall into groups with a first dimension of these.
+        factors: from :func:`coefficients`; with a first dimension of groups where neurons fall into such.
         dim: of the neurons, counted from the end.
 
     Returns:
-        One row.
+        What the layer and its dendrites put out: without the dimension of the rows, and with one less of groups.
     """
     activations = [block.form.activation for block in blocks for _ in range(block.count)]
     for i, (activation, factor) in enumerate(zip(activations, factors, strict=True)):
-        later = len(activations) - i
-        output = activated(path, activation, path.method("narrow", rows, dim - 1, 0, 1))
-        spread = factor.reshape(*factor.shape, *[1] * (-dim - 1))
-        others = path.method("narrow", rows, dim - 1, 1, later)
-        rows = path.call(torch.addcmul, others, path.value(f"factors_{i}", spread), output)
-    return rows
+        output = activated(path, activation, path.method("narrow", rows, dim - 1, i, 1))
+        spread = path.value(f"factors_{i}", factor.reshape(*factor.shape, *[1] * (-dim - 1)))
+        # To all rows at once, and no multiply-add: what compiles for small machines knows these two.
+        rows = path.call(torch.add, rows, path.call(torch.mul, spread, output))
+    whole = path.method("narrow", rows, dim - 1, len(activations), 1)
+    groups = factors[0].ndim - 2  # one dimension, or none
+    return path.method("flatten", whole, dim - 1 - groups, dim)

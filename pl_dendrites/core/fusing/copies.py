@@ -97,5 +97,4 @@ def _total(
     before = [scale for block in blocks for scale in [scales_of(block.form.activation).before] * block.count]
     potentials = [p if b == 1 else path.call(torch.mul, p, b) for p, b in zip(potentials, before, strict=True)]
     rows = path.call(torch.stack, [*potentials, own], kind.dim - 1)
-    out = add_cascade(path, rows, blocks, coefficients(blocks, kind.neurons), kind.dim)
-    return path.method("squeeze", out, kind.dim - 1)
+    return add_cascade(path, rows, blocks, coefficients(blocks, kind.neurons), kind.dim)

@@ -72,10 +72,7 @@ def fuse_private(
     factors = coefficients(blocks, kind.neurons, None if affine is None else affine.scale)
     if groups:
         factors = [factor.unflatten(1, (kind.groups, -1)).transpose(0, 1) for factor in factors]
-    out = add_cascade(path, rows, blocks, factors, kind.dim)
-    if groups:
-        return path.finish(path.method("flatten", out, kind.dim - 2, kind.dim))
-    return path.finish(path.method("squeeze", out, kind.dim - 1))
+    return path.finish(add_cascade(path, rows, blocks, factors, kind.dim))
 
 
 class _Rows(NamedTuple):
@@ -117,7 +114,7 @@ def _values(block: Block, kind: LinearConv) -> tuple[Tensor, Tensor]:
     values = block.kind.by_neuron(block.nodes)
     weight, places = values["weight"], values["inputs"].long() % kind.inputs
     shape = (*places.shape[:2], kind.inputs, *weight.shape[3:])
-    dense = weight.new_zeros(shape).scatter(2, _shaped(places, weight).expand_as(weight), weight)
+    dense = weight.new_zeros(shape).scatter_add(2, _shaped(places, weight).expand_as(weight), weight)
     return dense, values["bias"]
 
 
