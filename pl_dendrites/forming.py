@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from pl_dendrites.arguments import Settings
 from pl_dendrites.core.attach import detach
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.training.attaching import CALLED_FOR_STEPS, attach_to_fit
 from pl_dendrites.training.first_calls import FirstCalls, Form, known_form
@@ -47,7 +48,10 @@ class Forming:
         found = saved or before
         if mirrors is None and found is not None:
             mirrors = found.mirrors or None
-        return attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+        network = attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+        if isinstance(network, SharedNetwork) and saved is not None:
+            network.tell_neurons(saved.neurons)  # the next batch may be one in which the network stands still
+        return network
 
     @staticmethod
     def _known(trainer: pl.Trainer, module: pl.LightningModule, saved: FitState | None) -> Form | None:
