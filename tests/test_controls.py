@@ -152,6 +152,7 @@ def test_the_weakest_weights_leave_and_those_with_the_largest_gradient_begin_at_
             assert came.sum() == left.sum()
             assert strength[left].max() < strength[before & mask].min()
             assert gain[came].min() >= gain[~before & ~mask].max()
+            assert not weight.grad[came | ~mask].any()  # no moment knows them
             state = optimizer.state[weight]
             for value in (weight, state["exp_avg"], state["exp_avg_sq"]):
                 assert not value[left | came].any()
