@@ -171,8 +171,8 @@ def test_sparse_and_pruned_controls_have_as_many_parameters_left_and_deeper_ones
 class Spoilt(Classifier):
     """Every fit makes it worse, and its weights know."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__(hidden)
         self.register_buffer("fits", torch.zeros(()))
 
     def on_train_start(self) -> None:
@@ -190,6 +190,13 @@ def test_a_restart_that_makes_a_network_worse_is_forgotten(mode: str, best: floa
     _, grown, restarted = compare(Spoilt, Data, arguments, "fits", seeds=1).runs
     assert (grown.tries, grown.epochs) == (2, 8)  # so there are four fits of two epochs
     assert (restarted.score, restarted.result) == (best, best)
+
+
+def test_a_network_that_was_better_before_a_cut_is_not_the_pruned_one() -> None:
+    arguments = DENDRITES | {"monitor": "fits", "form": "private", "max_dendrites": 1, "max_tries": 0}
+    *_, pruned = compare(Spoilt, Data, arguments, "fits", wider=Spoilt, pruned=True, seeds=1).runs
+    assert pruned.epochs == 5
+    assert pruned.score == pruned.result == 4.0  # of one, one, none, one and two epochs
 
 
 class Hurried(Classifier):
