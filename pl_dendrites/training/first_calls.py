@@ -41,7 +41,7 @@ def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
 
     Args:
         model: the model.
-        sharded: whether its parameters are to be shared out to several processes.
+        sharded: whether its parameters are to be shared out to several processes, and nobody asks for shared dendrites.
 
     Example:
         >>> known_form(nn.Sequential(Soma(3, 2), nn.ReLU()))
@@ -57,7 +57,7 @@ def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
     if bodies:
         return Form(bodies, "neuron bodies learn from shared dendrites alone")
     if sharded:
-        return Form(None, "the model is sharded")
+        return Form(None, "the model is sharded, and nobody asked for shared dendrites")
     if is_compiled(model):
         return Form(None, "the model is compiled, and is not looked at when it runs")
     return None
