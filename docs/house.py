@@ -25,6 +25,7 @@ SAYS = {
     "pl_dendrites": "what a user imports, and one fit",
     "reporting": "what people see",
     "training": "the Trainer's side",
+    "controls": "what could do as well",
     "saved": "what is saved, how it returns",
     "core": "dendrites of a model; torch alone",
     "core/growth": "what hangs on a layer",

@@ -6,13 +6,14 @@ import json
 import math
 import os
 import statistics
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from pl_dendrites import compare
 from pl_dendrites.comparison import Run
@@ -46,9 +47,9 @@ def size(hidden: int) -> int:
     return sum(p.numel() for p in Classifier(hidden).parameters())
 
 
-def fits(grown: Run) -> int:
-    """Of its controls, each of two epochs: as many restarts as it had sets, and as many epochs at least."""
-    return max(1 + grown.tries, math.ceil(grown.epochs / 2))
+def fits(grown: Run, each: int = 2) -> int:
+    """Of its controls, each of so many epochs: as many restarts as it had sets, and as many epochs at least."""
+    return max(1 + grown.tries, math.ceil(grown.epochs / each))
 
 
 def test_every_network_is_tested_once_and_the_controls_are_as_large_and_trained_as_much(
@@ -109,9 +110,12 @@ def test_the_same_seeds_give_the_same_results() -> None:
 def test_several_settings_have_controls_of_their_size_each() -> None:
     small = DENDRITES | {"max_dendrites": 1, "max_tries": 0}
     settings = {"one": small, "many": DENDRITES | {"learning": "gradient", "max_tries": 3}}
-    runs = {run.name: run for run in compare(Classifier, Data, settings, "val_acc", wider=Classifier, seeds=1).runs}
+    comparison = compare(Classifier, Data, settings, "val_acc", wider=Classifier, sparse=True, seeds=1)
+    runs = {run.name: run for run in comparison.runs}
     controls = ["as large as one, restarted", "as large as many, restarted"]
-    assert list(runs) == ["plain", "one", "many", "plain, restarted", *controls]
+    sparse = ["sparse, as large as one", "sparse, as large as many"]
+    assert list(runs) == ["plain", "one", "many", "plain, restarted", *controls, *sparse]
+    assert [runs[name].parameters for name in sparse] == [runs[name].parameters for name in settings]
     assert runs["one"].tries < runs["many"].tries
     for name, control in zip(settings, controls, strict=True):
         parameters = runs[name].parameters
@@ -120,11 +124,55 @@ def test_several_settings_have_controls_of_their_size_each() -> None:
     assert runs["plain, restarted"].epochs == 2 * max(fits(runs[name]) for name in settings)
 
 
+class Counted(Classifier):
+    """Notes when it is tested how many parameters it has, and how many are not zero."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def on_test_start(self) -> None:
+        values = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        Counted.seen.append((sum(p.numel() for p in values), sum(int((p != 0).sum()) for p in values)))
+
+
+class Deeper(Classifier):
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden)
+        self.net.insert(4, nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU()))
+
+
+def test_sparse_and_pruned_controls_have_as_many_parameters_left_and_deeper_ones_about_as_many() -> None:
+    Counted.seen.clear()
+    arguments = DENDRITES | {"form": "private", "max_dendrites": 1, "max_tries": 0, "base_epochs": 3}
+    comparison = compare(
+        Counted, Data, arguments, "val_loss", wider=Counted, deeper=Deeper, pruned=True, sparse=True, seeds=1
+    )
+    plain, grown, *_, deeper, pruned, sparse = comparison.runs
+    names = ["wider, restarted", "deeper, restarted", "pruned", "sparse"]
+    assert [run.name for run in comparison.runs][3:] == names
+    for control, (whole, left) in zip((pruned, sparse), Counted.seen[-2:], strict=True):
+        assert control.parameters == grown.parameters
+        # Biases of neurons that never had an input learn nothing, and are zero as they began.
+        assert 0 <= grown.parameters - left <= (0 if control is pruned else 2)
+        # So large that a neuron more would leave less than half of it to weights: of each the bias, two of BatchNorm.
+        assert whole == max(size(hidden) for hidden in range(1, 60) if 3 * hidden + 2 <= grown.parameters // 2)
+        assert control.epochs == grown.epochs == 7
+        assert control.result == pytest.approx(control.score)  # of the same data here: the best weights were tested
+        assert control.dendrites == control.tries == 0
+        assert 4 * left < control.bytes < 8 * whole
+    sizes = [sum(p.numel() for p in Deeper(hidden).parameters()) for hidden in range(1, 60)]
+    assert abs(deeper.parameters - grown.parameters) == min(abs(found - grown.parameters) for found in sizes)
+    assert deeper.epochs == 3 * fits(grown, 3)
+    counts = 2 * 4 * 6 + 8  # BatchNorm's means and variances of six neurons, and how many batches it saw
+    assert plain.bytes == 4 * plain.parameters + counts
+    table = str(comparison).splitlines()
+    assert all(f"{run.bytes:,}" in line for run, line in zip(comparison.runs, table[1:], strict=True))
+
+
 class Spoilt(Classifier):
     """Every fit makes it worse, and its weights know."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, hidden: int = 6) -> None:
+        super().__init__(hidden)
         self.register_buffer("fits", torch.zeros(()))
 
     def on_train_start(self) -> None:
@@ -142,6 +190,13 @@ def test_a_restart_that_makes_a_network_worse_is_forgotten(mode: str, best: floa
     _, grown, restarted = compare(Spoilt, Data, arguments, "fits", seeds=1).runs
     assert (grown.tries, grown.epochs) == (2, 8)  # so there are four fits of two epochs
     assert (restarted.score, restarted.result) == (best, best)
+
+
+def test_a_network_that_was_better_before_a_cut_is_not_the_pruned_one() -> None:
+    arguments = DENDRITES | {"monitor": "fits", "form": "private", "max_dendrites": 1, "max_tries": 0}
+    *_, pruned = compare(Spoilt, Data, arguments, "fits", wider=Spoilt, pruned=True, seeds=1).runs
+    assert pruned.epochs == 5
+    assert pruned.score == pruned.result == 4.0  # of one, one, none, one and two epochs
 
 
 class Hurried(Classifier):
@@ -168,7 +223,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(Classifier, Data, DENDRITES, "f1", seeds=1)
     with pytest.raises(ValueError, match="`seeds` must be at least 1, got 0"):
         compare(Classifier, Data, DENDRITES, "val_acc", seeds=0)
-    with pytest.raises(ValueError, match="`wider` has 56 parameters at a width of 1048576"):
-        compare(Classifier, Data, DENDRITES, "val_acc", wider=lambda width: Classifier(), seeds=1)
+    with pytest.raises(ValueError, match="`deeper` has 56 parameters at a width of 1048576"):
+        compare(Classifier, Data, DENDRITES, "val_acc", deeper=lambda width: Classifier(), seeds=1)
+    with pytest.raises(ValueError, match="`pruned` and `sparse` begin with a network that `wider` makes"):
+        compare(Classifier, Data, DENDRITES, "val_acc", deeper=Classifier, sparse=True)
+    with pytest.raises(ValueError, match="`dense` must be above 1, got 1"):
+        compare(Classifier, Data, DENDRITES, "val_acc", wider=Classifier, pruned=True, dense=1)
     with pytest.raises(MisconfigurationException, match="fit of 'with dendrites' ended before its first validation"):
         compare(Classifier, Data, DENDRITES, "val_acc", seeds=1, trainer={"max_epochs": 0})

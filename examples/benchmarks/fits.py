@@ -18,13 +18,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from controls import CONTROLS, Room, bytes_of, size
+from controls import CONTROLS, Room
 from data import DATA, Parts
 from networks import LOSSES, METRICS, NETWORKS, SHAPES, Batches, scores
 from tasks import PEER, Task, task_of
 from torch import Tensor, nn
 
-from pl_dendrites import DendriteCallback, dendrites_state_dict
+from pl_dendrites import DendriteCallback
+from pl_dendrites.controls import parameters_left, saved_bytes
 
 
 @dataclass(frozen=True)
@@ -152,18 +153,11 @@ def grown(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
         **spent,
         **tested(model.net, task, data),
         "score": callback.best_model_score,
-        "parameters": size(model),
-        "bytes": _bytes(model),
+        "parameters": parameters_left(model),
+        "bytes": saved_bytes(model),
         "dendrites": callback.num_dendrites,
         "restarts": max(record["cycle"] for record in callback.history),
     }
-
-
-def _bytes(model: nn.Module) -> int:
-    """What it takes to save a grown network, dendrites in their smallest form."""
-    own = {name: value for name, value in model.state_dict().items() if "dendrites" not in name.split(".")}
-    saved = {**own, **dendrites_state_dict(model)}
-    return sum(value.numel() * value.element_size() for value in saved.values())
 
 
 class Best(L.Callback):
@@ -198,7 +192,7 @@ def control(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
         net = make(fit_best)
         if last["score"] < found["score"]:
             found, kept = {"variant": variant, **last}, net
-    return {**found, **tested(kept, task, data), "parameters": size(kept), "bytes": bytes_of(kept)}
+    return {**found, **tested(kept, task, data), "parameters": parameters_left(kept), "bytes": saved_bytes(kept)}
 
 
 def plain(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
@@ -220,7 +214,7 @@ def plain(unit: Unit, task: Task, data: Parts) -> dict[str, Any]:
             best, known = copy.deepcopy(model.state_dict()), {"score": score, **tested(model.net, task, data)}
         model.load_state_dict(best)
         stages.append({"epochs": epochs, "seconds": seconds, **known})
-    return {"parameters": size(model), "stages": stages}
+    return {"parameters": parameters_left(model), "stages": stages}
 
 
 def peers(unit: Unit, task: Task, data: Parts, python: Path) -> dict[str, Any]:

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import results
-from fits import Unit, size, work
+from fits import Unit, work
 from networks import NETWORKS
 from tasks import PEER, ROWS, TASKS, task_of
 
-from pl_dendrites.comparison import closest_width
+from pl_dendrites.controls import closest_width, parameters_left
 
 # What a network takes, in plain fits: it trains in as many phases, and steps with dendrites cost more.
 COST = {"grown": 5, "peer": 5, "plain": 3}
@@ -42,7 +42,7 @@ COST = {"grown": 5, "peer": 5, "plain": 3}
 @cache
 def as_wide(network: str, parameters: int) -> int:
     """The width that gives a plain network as many parameters."""
-    return closest_width(lambda width: size(NETWORKS[network](width)), parameters)
+    return closest_width(lambda width: parameters_left(NETWORKS[network](width)), parameters)
 
 
 class Plan:
