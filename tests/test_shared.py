@@ -96,6 +96,23 @@ def test_neuron_bodies_learn_from_their_dendrites_alone(tmp_path: Path) -> None:
     assert isinstance(again.net, Soma)
 
 
+def test_a_module_that_grew_is_a_program_as_soon_as_it_is_loaded(tmp_path: Path) -> None:
+    model, x = classifier(), torch.randn(5, 4)
+    _, trainer = fit(model, max_parameters=3.0, sets=1, growth_epochs=1, base_epochs=2)
+    assert model.net.dendrites
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    expected = model.eval()(x)
+
+    def loaded() -> Classifier:
+        return load_from_checkpoint(Classifier, tmp_path / "model.ckpt").eval()
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(loaded(), (torch.randn(8, 4),), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(x), expected)
+    traced = loaded().to_torchscript(method="trace", example_inputs=torch.randn(8, 4))
+    torch.testing.assert_close(traced(x), expected)
+
+
 def test_fields_move_while_a_base_phase_trains() -> None:
     moved: list[torch.Tensor] = []
 

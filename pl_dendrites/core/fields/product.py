@@ -55,4 +55,4 @@ def spread_out(values: Tensor, places: Tensor, size: int) -> Tensor:
         >>> spread_out(torch.tensor([[1.0, 2.0]]), torch.tensor([[3, 0]]), 4)
         tensor([[2., 0., 0., 1.]])
     """
-    return values.new_zeros(len(values), size).scatter_(1, places.long(), values)  # in place: no copy of the zeros
+    return values.new_zeros(values.shape[0], size).scatter_(1, places.long(), values)  # in place: no copy of the zeros

@@ -117,7 +117,7 @@ class WholeModule(LayerKind):
                 number is another than it was.
         """
         tensor = self._pick(out)
-        self.dim = self.dim or self._find_dim(tensor)
+        self.dim = self.dim or self._find_dim(tensor.shape)
         size = tensor.shape[self.dim] if -self.dim <= tensor.ndim else None
         if self.neurons is None:
             self.neurons = size
@@ -151,18 +151,21 @@ class WholeModule(LayerKind):
             f" that holds its neurons"
         )
 
-    def _find_dim(self, tensor: Tensor) -> int:
+    def _find_dim(self, shape: torch.Size) -> int:
+        # The shape alone: tracing names a tensor for the variable that it is last asked for its shape by, and takes a
+        # model that was never called, whose next pass has no need to ask, for one that differs from call to call.
+        size = len(shape)
         if self._wanted_dim is not None:
-            return self._wanted_dim - (tensor.ndim if self._wanted_dim >= 0 else 0)
+            return self._wanted_dim - (size if self._wanted_dim >= 0 else 0)
         if self._guess is not None:
             neurons, dim = self._guess
-            by_chance = not self._sure and tensor.shape[1:].count(neurons) > 1
-            if -dim <= tensor.ndim and tensor.shape[dim] == neurons and not by_chance:
+            by_chance = not self._sure and shape[1:].count(neurons) > 1
+            if -dim <= size and shape[dim] == neurons and not by_chance:
                 return dim
-        if tensor.ndim == 2:  # noqa: PLR2004 - (samples, neurons)
+        if size == 2:  # noqa: PLR2004 - (samples, neurons)
             return -1
         raise ValueError(
-            f"{self._what()} has the shape {tuple(tensor.shape)}: set `neuron_dim` to the dimension of its neurons"
+            f"{self._what()} has the shape {tuple(shape)}: set `neuron_dim` to the dimension of its neurons"
         )
 
     def _what(self) -> str:
