@@ -176,8 +176,16 @@ class CorrelationPhase:
         self._network.listen(True, frozen=own is None or not own.needed)
         self._stand_still.stepped = False
 
-    def begin_backward(self) -> None:
-        """Let the error be seen by those layers alone whose weights this backward pass would train."""
+    def begin_backward(self, loss: Tensor) -> None:
+        """Let the error be seen by those layers alone whose weights this backward pass would train.
+
+        And let it run where no candidate reaches the loss: the rest is frozen, and that is no mistake.
+
+        Args:
+            loss: where it begins.
+        """
+        if not loss.requires_grad:
+            loss.requires_grad_(True)
         toggled = self._stand_still.toggled
         parameters = None if toggled is None else [p for group in toggled.param_groups for p in group["params"]]
         self._network.watch(parameters)
