@@ -93,6 +93,7 @@ class Fit:
         self._tells = LeftAlone(partial(self._say, trainer), Processes(trainer))
         if not self._settings.is_open:
             self._tells.tell(self._network)
+            self._tells.tell_frozen(self._network)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
         if self._resumed is not None:

@@ -238,9 +238,7 @@ SETTINGS = {
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
     "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2, "best_on": "disk"}),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
-    "frozen": Setting(
-        Frozen, callback={"targets": "frozen", "learning": "hybrid", "max_dendrites": 2}, resumed=(1, 3)
-    ),
+    "frozen": Setting(Frozen, callback={"targets": "frozen", "learning": "hybrid", "max_dendrites": 2}, resumed=(1, 3)),
     # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
     "shared": Setting(
         callback={**SHARED, "growth_epochs": 1, "sets": 2, "around": ["net"]},

@@ -15,7 +15,16 @@ from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import is_layer, kind_class, kind_of
 
-__all__ = ["FROZEN", "Predicate", "Selection", "Targets", "reasons_against", "select_targets", "why_not_around"]
+__all__ = [
+    "FROZEN",
+    "Predicate",
+    "Selection",
+    "Targets",
+    "is_frozen",
+    "reasons_against",
+    "select_targets",
+    "why_not_around",
+]
 
 Predicate = Callable[[str, nn.Module], bool]
 Targets = Literal["frozen"] | Sequence[str] | Predicate
@@ -108,7 +117,7 @@ def select_targets(
     if targets is None or all_frozen:
         asked = {name for name, module in modules.items() if is_layer(module)}
         # Who froze a layer wants it left as it is, and pays for no backward pass through it; asked for, it can grow.
-        others = {name for name in asked & able.keys() if _is_frozen(able[name]) != all_frozen}
+        others = {name for name in asked & able.keys() if is_frozen(able[name]) != all_frozen}
         reasons |= dict.fromkeys(others, _NOT_FROZEN if all_frozen else _IS_FROZEN)
         able = {name: layer for name, layer in able.items() if name not in others}
     else:
@@ -230,7 +239,13 @@ def _has_matrix(name: str, module: nn.Module) -> bool:
     return any(is_lazy(parameter) or parameter.ndim > 1 for parameter in own)
 
 
-def _is_frozen(layer: nn.Module) -> bool:
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether nothing of a layer is trainable, whatever is of its dendrites.
+
+    Example:
+        >>> is_frozen(nn.Linear(2, 2).requires_grad_(False)), is_frozen(nn.Linear(2, 2))
+        (True, False)
+    """
     own = [p for name, p in layer.named_parameters() if not name.startswith("dendrites.")]
     return not any(parameter.requires_grad for parameter in own)
 
