@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, lr_scheduler
 
@@ -93,6 +94,13 @@ def test_what_grew_joins_the_group_that_the_user_made_for_nothing() -> None:
     # The schedule begins with the first epoch in which there is something to train.
     assert ("base", 0) not in rates.seen
     assert rates.seen["base", 1][::4] == pytest.approx([0.03, 0.0225, 0.0075])
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no optimizer of matrices alone")
+def test_an_optimizer_over_nothing_that_takes_matrices_alone_is_refused_at_the_start() -> None:
+    model = pretrained(lambda model: torch.optim.Muon([p for p in model.parameters() if p.requires_grad]))
+    with pytest.raises(MisconfigurationException, match="takes in a vector"):
+        train(model, quick(**LAYERS))
 
 
 def test_an_optimizer_over_nothing_is_refused_everywhere_else() -> None:
@@ -183,6 +191,24 @@ def test_a_set_that_does_not_help_leaves_the_pretrained_network() -> None:
         train(model, dendrites)
     assert [record["accepted"] for record in dendrites.history] == [None, None, False, None, False]
     assert same_bits(bits(model), before)
+
+
+def test_what_would_grow_and_its_cost_are_told_before_and_in_the_report(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    model, dendrites = pretrained(), quick(targets="frozen", fan_in=3, verbose=True, max_dendrites=1)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        train(model, dendrites)
+    (table,) = [r.getMessage() for r in caplog.records if "of the frozen layers these grow" in r.getMessage()]
+    rows = [line.split() for line in table.splitlines()[1:]]
+    whole = sum(p.numel() for p in pretrained().parameters())
+    costs = {name: n * (3 + 1 + 1) for name, n in {"net.0": 6, "net.4": 2}.items()}
+    assert rows[1:3] == [["net.0", "Linear", "6", "30"], ["net.4", "Linear", "2", "10"]]
+    assert rows[3] == ["all", "40,", f"{40 / whole:.1%}", "of", "the", "model"]
+    assert {name: layer["next"] for name, layer in dendrites.history[0]["layers"].items()} == costs
+    assert {name: sum(p.numel() for p in model.get_submodule(name).dendrites.parameters()) for name in costs} == costs
+    dendrites.report(tmp_path / "report.md")
+    assert "of one more on each neuron" in (tmp_path / "report.md").read_text()
 
 
 def test_with_something_trainable_it_trains_that_first_as_ever() -> None:
