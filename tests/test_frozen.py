@@ -278,8 +278,10 @@ def test_resumed_from_any_epoch_it_ends_with_the_same_bits(
     paths = sorted((tmp_path / "whole").iterdir(), key=lambda path: int(path.stem.partition("=")[2]))
     assert len(paths) >= 4
     for path in paths[number % every :: every] or paths[-2:]:
-        saved = torch.load(path, weights_only=True)["state_dict"]
-        assert ("net.0.weight" in saved) == (combination.model is not Part)
+        saved = torch.load(path, weights_only=True)
+        (state,) = (state for state in saved["callbacks"].values() if "best" in state)
+        for weights in (saved["state_dict"], state["best"]["weights"]):
+            assert ("net.0.weight" in weights) == (combination.model is not Part)
         assert_same(fit(combination, saver(f"from {path.stem}"), path), whole, path)
 
 
