@@ -59,11 +59,12 @@ def own(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if ".dendrites." not in name}
 
 
-@pytest.mark.parametrize("optimizers_of", [filtered, everything])
-@pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS.keys())
-def test_it_is_scored_as_it_is_and_then_grows_and_nothing_of_it_changes(
-    settings: dict[str, Any], optimizers_of: Any
-) -> None:
+@pytest.mark.parametrize(
+    ("form", "optimizers_of"),
+    [*((form, filtered) for form in FORMS), ("correlation", everything), ("shared", everything)],
+)
+def test_it_is_scored_as_it_is_and_then_grows_and_nothing_of_it_changes(form: str, optimizers_of: Any) -> None:
+    settings = FORMS[form]
     model, dendrites = pretrained(optimizers_of), quick(**settings)
     before, plain = bits(model), L.Trainer(**QUIET)
     (scores,) = plain.validate(copy.deepcopy(model), loaders()[1], verbose=False)
@@ -103,6 +104,58 @@ def test_an_optimizer_over_nothing_that_takes_matrices_alone_is_refused_at_the_s
         train(model, quick(**LAYERS))
 
 
+class Toggled(Classifier):
+    """Two optimizers that take turns, over what of the two layers each is given; or one."""
+
+    def __init__(self, optimizers_of: Any) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.optimizers_of = optimizers_of
+        self.load_state_dict(pretrained().state_dict())
+        self.requires_grad_(False).eval()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            with self.toggled_optimizer(optimizer):
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+
+
+def of_each_layer(model: nn.Module) -> list[Any]:
+    return [SGD(model.net[place].parameters(), lr=0.1) for place in (0, 4)]
+
+
+@pytest.mark.parametrize("form", ["correlation", "sparse, gradient", "shared"])
+def test_where_losses_take_turns_what_grows_on_a_frozen_layer_is_its_optimizers_or_the_only_ones(
+    form: str,
+) -> None:
+    settings = FORMS[form] | {"max_dendrites": 1}
+    dendrites = quick(**settings)
+    train(Toggled(lambda model: filtered(model)[0]), dendrites)
+    assert dendrites.best_model_score < dendrites.history[0]["score"]
+    if "around" not in settings:
+        trainer = train(model := Toggled(of_each_layer), dendrites := quick(**settings))
+        assert max(record["dendrites"] for record in dendrites.history) == 1
+        for optimizer, layer in zip(trainer.optimizers, (model.net[0], model.net[4]), strict=True):
+            assert {*optimizer.param_groups[0]["params"]} == {*layer.parameters(recurse=False)} | {
+                *layer.dendrites.trained_parameters()
+            }
+
+
+def test_which_of_several_optimizers_over_nothing_takes_what_grows_nobody_knows() -> None:
+    model = Toggled(lambda model: [filtered(model)[0][0], filtered(model)[0][0]])
+    with pytest.raises(MisconfigurationException, match="2 of the model's 2 optimizers hold no parameters"):
+        train(model, quick(**LAYERS))
+
+
+@pytest.mark.parametrize("settings", [{"form": "shared"}, {"max_parameters": 200}], ids=str)
+def test_where_shared_dendrites_hang_on_a_frozen_network_is_to_be_named(settings: dict[str, Any]) -> None:
+    with pytest.raises(MisconfigurationException, match=r"nothing of the model is trainable.*Name the modules"):
+        train(pretrained(), quick(**{"form": None} | settings))
+
+
 def test_an_optimizer_over_nothing_is_refused_everywhere_else() -> None:
     refused = []
 
@@ -117,8 +170,10 @@ def test_an_optimizer_over_nothing_is_refused_everywhere_else() -> None:
         thread.join()
         return filtered(model)
 
+    before = torch.optim.Optimizer.__init__
     model = pretrained(also_elsewhere)
     train(model, quick(**LAYERS), max_epochs=1)
+    assert torch.optim.Optimizer.__init__ is before
     elsewhere()
     assert len(refused) == 2
     trainable = pretrained(lambda model: SGD(model.net[0].bias[:0], lr=0.1))
@@ -255,8 +310,9 @@ class Part(Classifier):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in frozen}
 
 
+ALIKE = ("sparse, gradient", "shared")  # others are like them
 RESUMED = {
-    **{name: Combination(filtered, callback=settings, model=pretrained) for name, settings in FORMS.items()},
+    **{name: Combination(filtered, callback=FORMS[name], model=pretrained) for name in FORMS if name not in ALIKE},
     "no restart": Combination(everything, callback=LAYERS | {"restart": False}, model=pretrained),
     "accumulation": Combination(filtered, {"accumulate_grad_batches": 3}, callback=LAYERS, model=pretrained),
     "metric of training": Combination(filtered, callback=LAYERS | {"monitor": "train_loss"}, model=pretrained),
@@ -264,13 +320,17 @@ RESUMED = {
     "fp16": Combination(filtered, half_precision, callback=LAYERS | {"learning": "hybrid"}, model=pretrained),
     "a part is saved": Combination(filtered, callback=LAYERS | {"learning": "hybrid"}, model=Part),
 }
+LONG = ("no restart", "accumulation", "fp16")
 
 
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
-@pytest.mark.parametrize(("number", "combination"), enumerate(RESUMED.values()), ids=RESUMED.keys())
-def test_resumed_from_any_epoch_it_ends_with_the_same_bits(
-    number: int, combination: Combination, every: int, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [pytest.param(i, name, marks=[pytest.mark.long] * (name in LONG)) for i, name in enumerate(RESUMED)],
+)
+def test_resumed_from_any_epoch_it_ends_with_the_same_bits(number: int, name: str, every: int, tmp_path: Path) -> None:
+    combination = RESUMED[name]
+
     def saver(name: str) -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path / name, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
 
