@@ -273,6 +273,36 @@ def test_with_something_trainable_it_trains_that_first_as_ever() -> None:
     assert [(record["phase"], record["epochs"]) for record in dendrites.history[:1]] == [("base", 2)]
 
 
+class Headed(Classifier):
+    """A transformer that is frozen, dropout and all, below a head that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.encoder = nn.Sequential(nn.Linear(1, 8), nn.TransformerEncoder(layer, 1)).requires_grad_(False)
+        self.net = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.encoder(x[..., None]).mean(1))
+
+
+def test_below_a_head_that_learns_the_frozen_layers_alone_grow() -> None:
+    model, dendrites = Headed(), quick("train_loss", targets="frozen", fan_in=4, max_dendrites=1)
+    model.encoder[1].eval()
+    before = bits(model.encoder)
+    train(model, dendrites)
+    linear = ("linear1", "linear2")
+    assert list(dendrites.network.layers) == ["encoder.0", *(f"encoder.1.layers.0.{name}" for name in linear)]
+    assert dendrites.history[0]["epochs"] == 2
+    assert dendrites.num_dendrites == 1
+    assert same_bits(own(bits(model.encoder)), before)
+    assert not any(module.training for module in model.encoder[1].modules())
+    assert model.encoder[0].training
+    flags = {name for name, p in model.named_parameters() if p.requires_grad and ".dendrites." not in name}
+    assert flags == {"net.weight", "net.bias"}
+
+
 # -- resuming ---------------------------------------------------------------------------------------------------------
 
 

@@ -106,26 +106,24 @@ def select_targets(
             or_frozen = ", or 'frozen'" if argument == "targets" else ""
             raise ValueError(f"`{argument}` must be a list of names or patterns{or_frozen}, got {patterns!r}")
     modules = _modules(model)
-    all_frozen = isinstance(targets, str)
-    unnamed = targets is None or all_frozen
-    patterns = [] if targets is None or all_frozen or callable(targets) else targets
-    against = reasons_against(model, _asked_for(patterns, modules))
+    all_frozen, named = isinstance(targets, str), None if targets is None or isinstance(targets, str) else targets
+    against = reasons_against(model, () if named is None or callable(named) else _asked_for(named, modules))
     reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
     excluded = _matches(exclude, able)
     _refuse_unmatched("exclude", exclude, modules, able, reasons)
-    if targets is None or all_frozen:
+    if named is None:
         asked = {name for name, module in modules.items() if is_layer(module)}
         # Who froze a layer wants it left as it is, and pays for no backward pass through it; asked for, it can grow.
         others = {name for name in asked & able.keys() if is_frozen(able[name]) != all_frozen}
         reasons |= dict.fromkeys(others, _NOT_FROZEN if all_frozen else _IS_FROZEN)
         able = {name: layer for name, layer in able.items() if name not in others}
     else:
-        _refuse_unmatched("targets", targets, modules, able, reasons)
-        asked = _matches(targets, able if callable(targets) else modules)
+        _refuse_unmatched("targets", named, modules, able, reasons)
+        asked = _matches(named, able if callable(named) else modules)
     chosen = {name: able[name] for name in able if name in asked and name not in excluded}
     # Without names, whatever has a weight matrix of its own could be thought to be a layer.
-    thought = {name for name, module in modules.items() if unnamed and _has_matrix(name, module)}
+    thought = {name for name, module in modules.items() if named is None and _has_matrix(name, module)}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None and name in asked | thought}
     for name in list(chosen):
         outer = next((parent for parent in _parents(name) if parent in chosen), None)
@@ -133,7 +131,7 @@ def select_targets(
             del chosen[name]
             skipped[name] = f"it is a part of '{outer}', which gets dendrites as a whole"
     if not chosen:
-        wish = "every supported layer" if targets is None else "every frozen layer" if all_frozen else _wish(targets)
+        wish = f"every {FROZEN if all_frozen else 'supported'} layer" if named is None else _wish(named)
         without = f" without {_wish(exclude)}" if exclude else ""
         raise ValueError(
             f"`targets`: no layer can have dendrites for {wish}{without}.{_survey(skipped, able, modules)}"
