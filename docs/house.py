@@ -28,6 +28,7 @@ SAYS = {
     "saved": "what is saved, how it returns",
     "core": "dendrites of a model; torch alone",
     "core/growth": "what hangs on a layer",
+    "core/fusing": "a layer in plain PyTorch",
     "core/rule": "what candidates learn",
     "core/fields": "what shared dendrites see",
     "core/kinds": "a kind of layer each",

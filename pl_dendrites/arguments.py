@@ -65,6 +65,8 @@ class Settings:
     Attributes:
         form: of dendrites; until it is settled, ``"private"``.
         is_open: whether the form, or where shared dendrites hang, is to be settled yet.
+        is_free: whether it is, or was settled without the user.
+        asks_for_shared: whether the user wants shared dendrites.
         monitor: the metric that decides.
         mode: whether a good score is small or large.
         attached: what grows, for :func:`~pl_dendrites.training.attaching.attach_to_fit`.
@@ -95,6 +97,7 @@ class Settings:
         self._asked = _form_asked_for(given)
         self.form: Literal["shared", "private"] = "private" if given["around"] is None else "shared"
         self.is_open = self._asked != "private" and given["around"] is None
+        self.is_free, self.asks_for_shared = self.is_open or bool(reason), self._asked == "shared"
         given = dict(given)
         changed = {name for name, value in given.items() if name not in defaults or value != defaults[name]}
         shared = self.form == "shared"
@@ -141,7 +144,7 @@ class Settings:
             reason: why, in words.
         """
         form = "private" if around is None else "shared"
-        if around is None and self._asked == "shared":
+        if around is None and self.asks_for_shared:
             raise MisconfigurationException(
                 f"shared dendrites, which `form='shared'` and `max_parameters` mean, have no place: {reason}. Name the"
                 " modules that they are to hang around in `around`, or leave these arguments out."

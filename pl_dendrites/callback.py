@@ -61,7 +61,8 @@ class DendriteCallback(pl.Callback):
             vary together, and that are replaced while it learns, and feeds all its outputs. ``"private"``: each neuron
             of the ``targets`` has its own. ``None``: what other arguments mean; or else, once the first batch has shown
             what the model calls, shared around its network if that is one module of fully connected layers which maps
-            vectors of numbers to outputs, and private where it is not. The log and the report say which and why.
+            vectors of numbers to outputs, and private where it is not, or where the model is sharded (FSDP2). The log
+            and the report say which and why.
         around: names of modules that shared dendrites hang around; an empty name is the whole model.
         max_parameters: most parameters that the grown model may have, by shared dendrites: a number, or as many times
             those that it has. Growth is then early, in short phases, and one long phase follows. ``None``: the cycle of

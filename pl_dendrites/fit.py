@@ -97,39 +97,39 @@ class Fit:
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
         if self._resumed is not None:
-            self.machine.load_state_dict(self._resumed.machine)
             self.best.complete(module)
             self.frontier.complete()
             self._seed = self._resumed.seed
-            if self._rewiring is not None and self._resumed.rewiring is not None:
-                self._rewiring.load_state_dict(self._resumed.rewiring)
             self._uses.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
         settings = self._settings
         self._shows = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
         self.began = self.training = True
 
-    def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> DendriticNetwork:
+    def attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take in the model, which may have dendrites already."""
-        return self._take(trainer, self._forming.attach(trainer, module, self._resumed, self.network))
+        self._take(trainer, self._forming.attach(trainer, module, self._resumed, self.network))
 
-    def _take(self, trainer: pl.Trainer, network: DendriticNetwork) -> DendriticNetwork:
-        self.network = network
+    def _take(self, trainer: pl.Trainer, network: DendriticNetwork) -> None:
+        self.network, state = network, self._resumed
         self._rewiring = Rewiring(trainer, network) if isinstance(network, SharedNetwork) else None
         self._uses = network.watch_use()
         self.machine = PhaseMachine(**self._settings.machine, dendrites=network.num_dendrites)
-        self._shards.begin_training(network)
-        return network
+        if state is not None:
+            self.machine.load_state_dict(state.machine)
+        if self._rewiring is not None and state is not None and state.rewiring is not None:
+            self._rewiring.load_state_dict(state.rewiring)
+        if not self._settings.is_open:  # else the first batch tells what there will be
+            self._shards.begin_training(network)
 
     def begin_training(self, trainer: pl.Trainer) -> None:
         """Go on in the phase that a checkpoint was saved in."""
         Processes(trainer).refuse_uneven_epochs(trainer)
-        running = None if self._resumed is None else self._resumed.correlation
-        self._resumed = None
-        if running is not None:
+        if self._shards.loaded:  # when the fit had begun, and what was saved of it came after that
+            self.attach(trainer, trainer.lightning_module)
+        running, self._resumed = None if self._resumed is None else self._resumed.correlation, None
+        if running is not None or self.machine.phase == "correlation":  # interrupted before there were candidates
             self._start_candidates(trainer, running)
-        elif self.machine.phase == "correlation":  # interrupted before there were candidates
-            self._start_candidates(trainer)
         self.untrained.begin(trainer, self.machine)
         if self.machine.stop_reason:
             trainer.should_stop = True

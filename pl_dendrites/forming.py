@@ -5,8 +5,10 @@ from __future__ import annotations
 import lightning.pytorch as pl
 
 from pl_dendrites.arguments import Settings
-from pl_dendrites.core.attach import detach
+from pl_dendrites.core.growth.hooks import take_off_empty
+from pl_dendrites.core.growth.sharded import reshard
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.training.attaching import CALLED_FOR_STEPS, attach_to_fit
 from pl_dendrites.training.first_calls import FirstCalls, Form, known_form
@@ -40,20 +42,30 @@ class Forming:
             saved: a state that the fit goes on from.
             before: the network so far, which found the model's mirrors when the fit began.
         """
-        if self.settings.is_open:
+        if self.settings.is_free:
             form = self._known(trainer, module, saved)
             self.settings = self.settings if form is None else self.settings.settled(*form)
+        return self._attach(trainer, module, saved, before)
+
+    def _attach(
+        self, trainer: pl.Trainer, module: pl.LightningModule, saved: FitState | None, before: DendriticNetwork | None
+    ) -> DendriticNetwork:
+        reshard(module)  # optimizers hold parameters by identity, and after a forward pass a module's may be others
+        if before is not None:
+            take_off_empty(module)  # it may have been of the other form
         mirrors, settings = self.settings.mirrors, self.settings
         found = saved or before
         if mirrors is None and found is not None:
             mirrors = found.mirrors or None
-        return attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+        network = attach_to_fit(trainer, module, settings.next, **settings.attached, mirrors=mirrors)
+        if isinstance(network, SharedNetwork) and saved is not None:
+            network.tell_neurons(saved.neurons)  # the next batch may be one in which the network stands still
+        return network
 
-    @staticmethod
-    def _known(trainer: pl.Trainer, module: pl.LightningModule, saved: FitState | None) -> Form | None:
+    def _known(self, trainer: pl.Trainer, module: pl.LightningModule, saved: FitState | None) -> Form | None:
         if saved is not None and saved.form is not None:
             return Form(**saved.form)
-        known = known_form(module, shards(trainer))
+        known = known_form(module, shards(trainer) and not self.settings.asks_for_shared)
         # A state from before there was a choice, or of a callback that was told, does not say.
         begun = saved is not None and saved.batches > 0
         return Form(None, "it was so in the checkpoint") if known is None and begun else known
@@ -88,7 +100,6 @@ class Forming:
         self.settings = self.settings.settled(*form)
         if self.settings.form == "private":
             return None
-        detach(before.model)
-        network = self.attach(trainer, trainer.lightning_module, None, before)
+        network = self._attach(trainer, trainer.lightning_module, None, before)
         calls.tell_neurons(network)
         return network

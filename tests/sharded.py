@@ -24,9 +24,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from pl_dendrites.core.growth.hooks import attached_layers
 from pl_dendrites.core.tensors import local
 from tests.models import QUIET, quick
-from tests.together import PLACES, Net, batches, double_precision
+from tests.together import PLACES, SHARED, Net, batches, double_precision
 
 
 class Linears(Net):
@@ -62,6 +63,20 @@ class Convolution(Linears):
         return torch.optim.SGD([{"params": layer.parameters(), "lr": rate} for layer, rate in rates])
 
 
+class TwoSteps(Linears):
+    """Lightning runs backward, and the model steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(batch))
+        optimizer.step()
+
+
 def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
 
@@ -74,8 +89,10 @@ class Trail(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: whole(p) for name, p in pl_module.named_parameters()}
-        for name, pool in self.dendrites.network.candidate_state().items():
-            values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
+        values |= {name: field.clone() for name, field in pl_module.named_buffers() if name.endswith(".field")}
+        if self.dendrites.network.units is None:  # samples each process has of its own
+            for name, pool in self.dendrites.network.candidate_state().items():
+                values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
         self.values.append(values)
         self.gradients |= {(self.dendrites.phase, p.grad is not None) for p in pl_module.parameters()}
 
@@ -102,6 +119,19 @@ SETTINGS = {
         resumed=(1, 2, 6),
     ),
     "folders": Setting(Convolution, callback={"max_tries": 1}, validation=2, saved=3, resumed=(5,)),
+    # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
+    "shared": Setting(
+        strategy={"save_distributed_checkpoint": False},
+        callback={**SHARED, "growth_epochs": 1, "sets": 2, "around": ["net"]},
+        trainer={"gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
+        resumed=(6,),
+    ),
+}
+LONG = {
+    # The first batch tells where they hang.
+    "asked for": Setting(callback=SHARED, resumed=(0, 1, 2, 3, 4, 5, 6)),
+    "two modules": Setting(TwoSteps, callback={**SHARED, "around": ["net.0", "net.2"]}, resumed=(2, 4)),
+    "frozen": Setting(callback={**SHARED, "learning": "correlation", "max_dendrites": 2}, resumed=(3,)),
 }
 
 
@@ -130,6 +160,7 @@ def fit(
     return {
         "weights": {key: whole(value) for key, value in model.state_dict().items()},
         "here": {key: local(value).numel() for key, value in model.state_dict().items()},
+        "hang on": [name for name, _ in attached_layers(model)],
         "history": dendrites.history,
         "stop": dendrites.stop_reason,
         "trail": trail.values,
@@ -173,7 +204,7 @@ def main(folder: Path, names: list[str]) -> None:
     except MisconfigurationException as error:
         (folder / f"refused {rank}.txt").write_text(str(error))
     for name in names:
-        setting = SETTINGS[name]
+        setting = (SETTINGS | LONG)[name]
         results: dict[str, Any] = {"whole": fit(setting, rank, folder / name)}
         for epoch in setting.resumed:
             path = folder / name / f"epoch={epoch}.ckpt"

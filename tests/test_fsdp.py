@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pl_dendrites import load_from_checkpoint
-from pl_dendrites.core import Form, attach
+from pl_dendrites.core import Form, attach, attach_shared
 from pl_dendrites.core.growth.sharded import scatter_weights
+from pl_dendrites.core.growth.shared_block import SharedForm
+from tests import sharded
 from tests.models import QUIET, loaders, quick, same_bits
-from tests.sharded import SETTINGS, Linears, fit, strategy
+from tests.sharded import SETTINGS, Linears, Setting, fit, strategy
 from tests.test_ddp import assert_close, difference
 from tests.together import Net, double_precision, launch
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     folder = tmp_path_factory.mktemp("runs")
     one = {name: fit(setting, None, folder / "one" / name) for name, setting in SETTINGS.items()}
     with launch(folder, *SETTINGS, module="tests.sharded") as wait:
-        errors = wait(90)
+        errors = wait(120)
     assert all((folder / f"{name} {rank}.pt").exists() for name in SETTINGS for rank in range(2)), errors
     load = {"weights_only": False}
     two = {name: [torch.load(folder / f"{name} {rank}.pt", **load) for rank in range(2)] for name in SETTINGS}
@@ -56,7 +59,7 @@ def test_two_processes_are_one_with_their_global_batch(name: str, runs: Any) -> 
     assert len(trail) == len(reference) >= 40
     assert max(map(difference, trail, reference)) < 1e-9, "after every batch, candidates included"
     accepted = [record["accepted"] for record in one[name]["history"] if record["accepted"] is not None]
-    assert accepted == {"files": [True, True], "folders": [True, False, True]}[name]
+    assert accepted == {"files": [True, True], "folders": [True, False, True], "shared": [True, True]}[name]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -67,7 +70,7 @@ def test_both_processes_hold_the_same_network(name: str, runs: Any) -> None:
     assert first["stop"] == second["stop"]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", ["files", "folders"])
 def test_each_process_holds_its_part_of_the_dendrites(name: str, runs: Any) -> None:
     first, second = (results["whole"] for results in runs[2][name])
     nodes = [key for key in first["weights"] if ".nodes." in key]
@@ -77,11 +80,22 @@ def test_each_process_holds_its_part_of_the_dendrites(name: str, runs: Any) -> N
         assert second["here"][key] > 0
 
 
+def test_shared_dendrites_are_whole_in_each_process_and_their_fields_move(runs: Any) -> None:
+    for results in runs[2]["shared"]:
+        run = results["whole"]
+        own = [key for key in run["weights"] if ".dendrites." in key]
+        assert len(own) == 10
+        assert all(run["here"][key] == run["weights"][key].numel() for key in own)
+        fields = [{key: value for key, value in values.items() if key.endswith(".field")} for values in run["trail"]]
+        moved = [any((b[key] != a[key]).any() for key in a) for a, b in pairwise(fields) if a.keys() == b.keys()]
+        assert sum(moved) >= 4
+
+
 def test_where_the_network_stands_still_it_has_no_gradients(runs: Any) -> None:
     for name, results in runs[2].items():
         for run in [results[0]["whole"], *(results[0][f"from {epoch}"] for epoch in SETTINGS[name].resumed)]:
             assert ("correlation", True) not in run["gradients"]
-            assert ("correlation", False) in run["gradients"]
+        assert ("correlation", False) in results[0]["whole"]["gradients"]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -95,10 +109,10 @@ def test_resumed_in_any_phase_they_end_with_the_same_bits(name: str, runs: Any) 
         assert same_bits(run["weights"], results["whole"]["weights"])
 
 
-@pytest.mark.parametrize("epoch", [2, 5])
-def test_one_process_goes_on_from_a_file_of_two(epoch: int, runs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "epoch"), [("files", 2), ("files", 5), ("shared", 3), ("shared", 5)])
+def test_one_process_goes_on_from_a_file_of_two(name: str, epoch: int, runs: Any, tmp_path: Path) -> None:
     folder, one, _ = runs
-    assert_close(fit(SETTINGS["files"], None, tmp_path, folder / "files" / f"epoch={epoch}.ckpt"), one["files"])
+    assert_close(fit(SETTINGS[name], None, tmp_path, folder / name / f"epoch={epoch}.ckpt"), one[name])
 
 
 @pytest.mark.usefixtures("alone")
@@ -119,6 +133,14 @@ def test_the_best_network_loads_anywhere(name: str, runs: Any) -> None:
     best = two[name][0]["whole"]["history"][-1]["best_score"]
     assert sum(results["score of the best"] for results in two[name]) / 2 == pytest.approx(best, abs=1e-9)
     assert {path.name for path in (folder / name).glob("best*")} == {"best.ckpt"}
+
+
+def test_dendrites_are_private_where_nobody_asks_for_others(alone: dict[str, Any]) -> None:
+    dendrites = quick(form=None)
+    with double_precision():
+        L.Trainer(callbacks=[dendrites], **alone).fit(Linears(), *sharded.loaders(Setting(), None))
+    assert dendrites.history[-1]["form"] == "private"
+    assert "the model is sharded, and nobody asked" in dendrites.history[-1]["form_reason"]
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------
@@ -146,6 +168,13 @@ class Recurrent(Net):
 class Grown(Linears):
     def configure_model(self) -> None:
         attach(self).grow(["net.0"])
+        super().configure_model()
+
+
+class GrownShared(Linears):
+    def configure_model(self) -> None:
+        attach_shared(self.net)
+        self.net.dendrites.add_shared(self.net, SharedForm(units=4, inputs=4, outputs=2, field=2))
         super().configure_model()
 
 
@@ -183,14 +212,21 @@ def test_layers_that_cannot_grow(model: type[Net], says: str, alone: dict[str, A
         L.Trainer(callbacks=[quick()], **alone).fit(model(), *loaders())
 
 
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Half, "'net': its parameters are not sharded.*Call `fully_shard`"),
+        (GrownShared, "'net': it had dendrites when it was sharded"),
+    ],
+)
+def test_modules_that_shared_dendrites_cannot_hang_around(model: type[Net], says: str, alone: dict[str, Any]) -> None:
+    with pytest.raises(MisconfigurationException, match=f"(?s)ModelParallelStrategy.*{says}"):
+        L.Trainer(callbacks=[quick(around=["net"])], **alone).fit(model(), *loaders())
+
+
 def test_layers_whose_dendrites_would_be_copies(alone: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"(?s)\['LSTM'\].*'lstm' \(LSTM\): processes share out its weights"):
         L.Trainer(callbacks=[quick(targets=["LSTM"])], **alone).fit(Recurrent(), *loaders())
-
-
-def test_shared_dendrites(alone: dict[str, Any]) -> None:
-    with pytest.raises(MisconfigurationException, match=r"cannot have shared dendrites.*leave out `around`"):
-        L.Trainer(callbacks=[quick(around=["net"])], **alone).fit(Linears(), *loaders())
 
 
 def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from pl_dendrites import DendriteCallback, load_from_checkpoint
+from pl_dendrites import DendriteCallback, fuse, load_from_checkpoint
 from pl_dendrites.core import Soma
 from pl_dendrites.core.cost import parameter_count
 from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits
@@ -56,6 +58,17 @@ def test_the_report_counts_units(tmp_path: Path) -> None:
     assert "per neuron" not in text
 
 
+@pytest.mark.parametrize("make", [classifier, OfBodies])
+def test_what_was_grown_is_fused_and_goes_on_as_a_lightning_module(make: Callable[[], Classifier]) -> None:
+    model = make()
+    _, trainer = fit(model, max_parameters=120, growth_epochs=1, base_epochs=20)
+    fused = fuse(model, compact=True)
+    assert isinstance(fused, Classifier)
+    assert not any(type(part).__module__.startswith("pl_dendrites") for part in fused.net.modules())
+    (expected,), (found,) = (trainer.validate(one, loaders()[1], verbose=False) for one in (model, fused))
+    assert found == pytest.approx(expected)
+
+
 def test_a_budget_may_be_a_factor_of_the_model() -> None:
     model = classifier()
     own = parameter_count(model)
@@ -97,6 +110,27 @@ def test_fields_move_while_a_base_phase_trains() -> None:
     changes = [int((a != b).sum()) for a, b in pairwise(moved)]
     assert any(changes[:5])
     assert not any(changes[-2:])  # the last quarter of the phase
+
+
+@pytest.mark.parametrize("around", [["net"], None])
+def test_a_fit_resumes_with_a_network_that_never_ran_there(around: list[str] | None, tmp_path: Path) -> None:
+    """Without a sanity check the first batch may be one in which it stands still, or has a set taken in."""
+
+    def run(path: Path | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        torch.manual_seed(0)
+        model = classifier()
+        dendrites = quick(around=around, fan_in=2, max_parameters=2.0, sets=1, growth_epochs=2)
+        saver = ModelCheckpoint(tmp_path / ("whole" if path is None else "resumed"), "{epoch}", save_top_k=-1)
+        settings = QUIET | {"enable_checkpointing": True, "num_sanity_val_steps": 0}
+        L.Trainer(callbacks=[dendrites, saver], max_epochs=-1, **settings).fit(model, *loaders(), ckpt_path=path)
+        return bits(model), dendrites.history
+
+    weights, history = run()
+    assert [record["phase"] for record in history] == ["base", "correlation", "base"]
+    for epoch in (1, 2):
+        resumed, its_history = run(tmp_path / "whole" / f"epoch={epoch}.ckpt")
+        assert same_bits(resumed, weights)
+        assert its_history == history
 
 
 def test_under_correlation_fields_and_their_weights_stay_as_they_are() -> None:

@@ -7,22 +7,24 @@
 - ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
 - ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.
 - ``loaders`` has any model grow that something loads, ``pretrained`` those that load from files by themselves.
+- ``fuse`` makes a plain model of a grown one, for use elsewhere.
 - ``adapter`` takes dendrites alone out of a model, and puts them onto another.
 - ``candidate_state`` looks at what a state says of candidates, and ``claims`` at what any says of sizes.
 - ``phases`` decides when to grow, and ``cost`` knows what growth costs.
 
-Below are four rooms, each with a page of its own: ``growth`` (what hangs on a layer), ``rule`` (what candidates learn),
-``fields`` (what shared dendrites see) and ``kinds`` (a kind of layer each). ``tensors``, ``activations``, ``keys`` and
-``checks`` are leaves, which all may use.
+Below are five rooms, each with a page of its own: ``growth`` (what hangs on a layer), ``fusing`` (a layer and its
+dendrites in plain PyTorch), ``rule`` (what candidates learn), ``fields`` (what shared dendrites see) and ``kinds`` (a
+kind of layer each). ``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
 
 It imports torch and the standard library alone (``pretrained`` safetensors too, where there is such a file), and
-nothing from the rest of the package. Imports run one way: the files of this folder, then ``growth``, then ``rule`` and
-``fields``, then ``kinds``, then the leaves.
+nothing from the rest of the package. Imports run one way: the files of this folder, then ``fusing``, then ``growth``,
+then ``rule`` and ``fields``, then ``kinds``, then the leaves.
 """
 
 from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.adapter import dendrites_state_dict, load_dendrites
 from pl_dendrites.core.attach import attach, detach, restore_structure
+from pl_dendrites.core.fuse import fuse
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.loaders import growing
@@ -51,6 +53,7 @@ __all__ = [
     "attach_shared",
     "dendrites_state_dict",
     "detach",
+    "fuse",
     "grow_on_load",
     "growing",
     "load_dendrites",

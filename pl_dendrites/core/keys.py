@@ -19,6 +19,7 @@ __all__ = [
     "entries_by_layer",
     "is_common_key",
     "is_dendrite_key",
+    "is_shared",
     "parse",
     "plain_name",
 ]
@@ -118,6 +119,16 @@ def count_in(parts: Iterable[str]) -> int:
         2
     """
     return sum(part.startswith("weights.") for part in parts)
+
+
+def is_shared(parts: Iterable[str]) -> bool:
+    """Whether a block that has these parts is one of shared dendrites.
+
+    Example:
+        >>> is_shared(["field", "weight"]), is_shared(["nodes.weight"])
+        (True, False)
+    """
+    return "field" in parts
 
 
 def plain_name(name: str) -> str:

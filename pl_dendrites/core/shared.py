@@ -165,11 +165,29 @@ class SharedNetwork(DendriticNetwork):
     def can_grow(self) -> list[str]:
         """Names of the modules whose outputs are known: not before a forward pass. Their neurons must come last."""
         names = super().can_grow()
-        wrong = {name: self.layers[name].kind.dim for name in names if self.layers[name].kind.dim != -1}
+        dims = {name: self.layers[name].kind.dim for name in names}
+        wrong = {name: dim for name, dim in dims.items() if dim not in (-1, 0)}  # 0: it has not run yet
         reason = "its neurons lie along dimension {} of its output, and shared dendrites need them in the last"
         self.skipped |= {name: reason.format(dim) for name, dim in wrong.items()}
         self.targets = [name for name in self.targets if name not in wrong]
         return [name for name in names if name not in wrong]
+
+    def tell_neurons(self, neurons: Mapping[str, int]) -> None:
+        """Say how many outputs modules have, as a forward pass would.
+
+        Args:
+            neurons: by the names of modules; of those that dendrites do not hang around nothing is said.
+
+        Example:
+            >>> network = attach_shared(nn.Sequential(nn.Linear(9, 3)))
+            >>> network.can_grow()
+            []
+            >>> network.tell_neurons({"": 3})
+            >>> network.can_grow()
+            ['']
+        """
+        for name in neurons.keys() & self._hosts.keys():
+            know_neurons(self._hosts[name], neurons[name])
 
     @property
     def _watches(self) -> dict[str, ErrorWatch]:

@@ -12,21 +12,11 @@ from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.shared_block import SharedForm
 from pl_dendrites.core.tensors import alike
 
-__all__ = ["Misfit", "is_shared", "read_shared"]
+__all__ = ["Misfit", "read_shared"]
 
 
 class Misfit(Exception):
     """An entry of a block is not what it must be; says which and why."""
-
-
-def is_shared(values: Mapping[str, Any]) -> bool:
-    """Whether the entries of a block are those of shared dendrites.
-
-    Example:
-        >>> is_shared({"field": None}), is_shared({"nodes.weight": None})
-        (True, False)
-    """
-    return "field" in values
 
 
 def read_shared(values: Mapping[str, Any], outputs: int | None = None) -> SharedForm:
@@ -70,8 +60,7 @@ def read_shared(values: Mapping[str, Any], outputs: int | None = None) -> Shared
     _check_places(values, "field", inputs)
     if "feeds" in values:
         _check_places(values, "feeds", size)
-    name = list(ACTIVATIONS)[activation]
-    return SharedForm(units, inputs, size, field, feeds if "feeds" in values else None, name, bool(live))
+    return SharedForm.of(values)
 
 
 def _matrix(values: Mapping[str, Any], part: str) -> tuple[int, int]:

@@ -23,9 +23,9 @@ from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.hooks import dendrites_of, hang, is_hook, know_neurons, remove_hook
 from pl_dendrites.core.growth.shared_block import SharedForm
-from pl_dendrites.core.keys import count_in, entries_by_layer
+from pl_dendrites.core.keys import count_in, entries_by_layer, is_shared
 from pl_dendrites.core.kinds import LayerKind, inputs_of, kind_of, narrowed
-from pl_dendrites.core.shared_structure import Misfit, is_shared, read_shared
+from pl_dendrites.core.shared_structure import Misfit, read_shared
 from pl_dendrites.core.targets import reasons_against, why_not_around
 from pl_dendrites.core.tensors import alike
 

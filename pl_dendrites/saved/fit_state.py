@@ -78,6 +78,12 @@ class FitState:
         known = [(record.get("monitor"), record.get("mode")) for record in records]
         return next(((monitor, mode) for monitor, mode in known if monitor and mode), None)
 
+    @property
+    def neurons(self) -> dict[str, int]:
+        """Of layers that can grow, by their names, as far as they were known."""
+        layers = (self.running or {}).get("layers", {})
+        return {name: layer["neurons"] for name, layer in layers.items() if layer["neurons"]}
+
     def refuse_other(self, monitor: str, mode: str, mirrors: Mapping[str, str] | None) -> None:
         """Raise where a callback cannot go on with this.
 

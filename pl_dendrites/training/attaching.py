@@ -14,7 +14,7 @@ from pl_dendrites.core.targets import Predicate, Targets
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.refusals import refuse_homeless
-from pl_dendrites.training.trainer import calls_for_steps, shards
+from pl_dendrites.training.trainer import calls_for_steps
 
 __all__ = ["CALLED_FOR_STEPS", "attach_to_fit"]
 
@@ -52,11 +52,6 @@ def attach_to_fit(
     if around is None:
         network = DendriticNetwork(module, targets, exclude, mirrors)
     else:
-        if shards(trainer):
-            raise MisconfigurationException(
-                "a sharded model cannot have shared dendrites: nobody would average their gradients, or have a folder's"
-                " checkpoint fit them. Use strategy='ddp', or leave out `around`."
-            )
         if "" in around and calls_for_steps(trainer):
             raise MisconfigurationException(f"`around`: '' cannot be, for {CALLED_FOR_STEPS}")
         network = SharedNetwork(module, around, mirrors, Processes(trainer))

@@ -41,7 +41,7 @@ def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
 
     Args:
         model: the model.
-        sharded: whether its parameters are to be shared out to several processes.
+        sharded: whether its parameters are to be shared out to several processes, and nobody asks for shared dendrites.
 
     Example:
         >>> known_form(nn.Sequential(Soma(3, 2), nn.ReLU()))
@@ -60,7 +60,7 @@ def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
         "nothing of the model is trainable, and it grows before its first batch": not any(
             parameter.requires_grad for parameter in model.parameters()
         ),
-        "the model is sharded": sharded,
+        "the model is sharded, and nobody asked for shared dendrites": sharded,
         "the model is compiled, and is not looked at when it runs": is_compiled(model),
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)

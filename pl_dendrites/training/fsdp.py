@@ -16,12 +16,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import Optimizer
 
-from pl_dendrites.core.attach import restore_structure
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
-from pl_dendrites.core.growth.sharded import counts, is_sharded, reshard, whole_nodes
-from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.growth.sharded import forms, is_sharded, reshard, whole_nodes
+from pl_dendrites.core.keys import is_dendrite_key, plain_name
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.structure import apply_structure
 from pl_dendrites.core.tensors import local
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.processes import Processes
@@ -57,18 +57,19 @@ def _refuse_layers(trainer: pl.Trainer, model: nn.Module) -> None:
 
 def _why_not(trainer: pl.Trainer, layer: nn.Module, manager: nn.Module) -> str:
     weight, dtype = weight_of(layer), computing_dtype(manager)
-    if not isinstance(weight, DTensor):
+    trained = [p for name, p in layer.named_parameters() if p.requires_grad and not is_dendrite_key(name)]
+    if not (isinstance(weight, DTensor) and all(isinstance(own, DTensor) for own in trained)):
         return (
             "its parameters are not sharded, and nobody averages their gradients. Call `fully_shard` in"
-            " `configure_model` on the layer or a module around it, or name it in `exclude`."
+            " `configure_model` on the layer or a module around it, or let dendrites grow elsewhere."
         )
     if weight.device_mesh.ndim > 1 or weight.device_mesh.size() != trainer.world_size:
         return (
             f"it is shared out over {weight.device_mesh}, and not simply over all {trainer.world_size} processes. Call"
             " `fully_shard(..., mesh=self.device_mesh['data_parallel'])`."
         )
-    weights = [own for block in dendrites_of(layer).private for own in block.weights]
-    if any(isinstance(own, DTensor) and own.placements[0].is_shard() for own in weights):
+    small = [own for block in dendrites_of(layer) for own in block.trained_parameters()]
+    if any(isinstance(own, DTensor) and own.placements[0].is_shard() for own in small):
         return (
             "it had dendrites when it was sharded, and can have no more. Shard the model without them, and go on from a"
             " checkpoint that such a fit saved."
@@ -111,10 +112,13 @@ class Shards:
     Args:
         read: the weights of a checkpoint, given its path, whether training is to go on from it, and whether anything
             may be read from it.
+
+    Attributes:
+        loaded: whether one was loaded since a network was last taken in.
     """
 
     def __init__(self, read: Callable[[Path, bool, bool], Mapping[str, Any]]) -> None:
-        self._read = read
+        self._read, self.loaded = read, False
         self._hooks: list[Any] = []
         self._loading: BeforeLoading | None = None
         self._network: DendriticNetwork | None = None
@@ -142,11 +146,12 @@ class Shards:
         def grow(path: str | Path, trusted: bool) -> None:
             reshard(module)
             weights = self._read(Path(self._processes.first(path)), attach is not None, trusted)
-            before = counts(module)
+            before = forms(module)
             with whole_nodes(module):
-                restore_structure(module, weights)
-            if attach is not None and counts(module) != before:
+                apply_structure(module, weights)
+            if attach is not None and forms(module) != before:
                 attach(trainer, module)
+            self.loaded = True
 
         self._processes = Processes(trainer)
         self._trainer, self._loading = trainer, BeforeLoading(trainer, grow)
@@ -161,14 +166,12 @@ class Shards:
         if self._loading is None:
             return
         for dendrites in network.layers.values():
-            if dendrites.shared:
-                raise MisconfigurationException("a sharded model cannot have shared dendrites.")
-            forms = [dendrites.next, *(block.form for block in dendrites.private)]
-            if any(form.live for form in forms):
+            own = [dendrites.next, *(block.form for block in dendrites.private)]
+            if any(form.live for form in own):
                 raise MisconfigurationException(
                     "the dendrites of a sharded model learn by correlation alone: use learning='correlation'."
                 )
-            if any(form.fan_in is not None or form.neurons is not None for form in forms):
+            if any(form.fan_in is not None or form.neurons is not None for form in own):
                 raise MisconfigurationException(
                     "the dendrites of a sharded model see all inputs, and all neurons have them: leave `fan_in` out."
                 )
@@ -190,7 +193,7 @@ class Shards:
         self.average_gradients()
 
     def average_gradients(self) -> None:
-        """Average the output weights' gradients over the processes; ``fully_shard`` does so for all that is sharded.
+        """Average gradients of dendrites, which are not sharded; ``fully_shard`` does so for all that is.
 
         Gradients that accumulate may be averaged each time: the mean of what is the same everywhere is just that.
         """
@@ -203,17 +206,17 @@ class Shards:
     def _average(self, weights: list[nn.Parameter]) -> None:
         own = [torch.zeros_like(local(w)) if w.grad is None else local(w.grad) for w in weights]
         there = own[0].new_tensor([float(w.grad is not None) for w in weights])
-        flat = torch.cat([there, *own])
+        flat = torch.cat([there, *(part.flatten() for part in own)])
         self._processes.add_up(flat)
         anywhere, *means = (flat / self._processes.count).split([len(weights), *(part.numel() for part in own)])
         for weight, mean, found in zip(weights, means, anywhere.tolist(), strict=True):
             if found and weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
             if found and weight.grad is not None:
-                local(weight.grad).copy_(mean)
+                local(weight.grad).copy_(mean.view(weight.shape))
 
     def _end_training(self) -> None:
-        self._network = None
+        self._network, self.loaded = None, False
         while self._hooks:
             self._hooks.pop().remove()
 

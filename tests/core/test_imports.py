@@ -24,6 +24,7 @@ FLOORS = (
     ("pl_dendrites.core.kinds",),
     ("pl_dendrites.core.rule", "pl_dendrites.core.fields"),
     ("pl_dendrites.core.growth",),
+    ("pl_dendrites.core.fusing",),
     ("pl_dendrites.core",),
     ("pl_dendrites.saved", "pl_dendrites.training"),
     ("pl_dendrites.reporting",),

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pl_dendrites.core.tensors import local
+
 __all__ = ["Gains", "exchange", "forget", "turnover"]
 
 
@@ -136,4 +138,4 @@ def forget(optimizer: Optimizer, parameter: Tensor, moved: Tensor) -> None:
     """
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == moved.shape and value.is_floating_point():
-            value.masked_fill_(moved.to(value.device), 0)
+            local(value).masked_fill_(moved.to(value.device), 0)

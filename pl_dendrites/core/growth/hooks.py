@@ -23,6 +23,7 @@ __all__ = [
     "remove_hook",
     "resume_state",
     "take_off",
+    "take_off_empty",
 ]
 
 
@@ -91,6 +92,21 @@ def take_off(layer: nn.Module) -> None:
     remove_hook(layer._forward_hooks, add_dendrites, layer._forward_hooks_with_kwargs)
     remove_hook(layer._forward_pre_hooks, resume_state, layer._forward_pre_hooks_with_kwargs)
     layer._parameters = dict(layer._parameters)
+
+
+def take_off_empty(model: nn.Module) -> None:
+    """Undo :func:`hang` for all layers of a model that have no dendrites.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2))
+        >>> hang(model[0])
+        >>> take_off_empty(model)
+        >>> list(attached_layers(model))
+        []
+    """
+    for _, layer in list(attached_layers(model)):
+        if not len(dendrites_of(layer)):
+            take_off(layer)
 
 
 def is_hook(entry: Any, function: Callable[..., Any]) -> bool:

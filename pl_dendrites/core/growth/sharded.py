@@ -1,8 +1,9 @@
 """Models whose parameters processes share out (FSDP2): how their dendrites lie, change in number, and are copied.
 
-A dendrite's node, as large as its layer, is sharded as the layer is, and so is whole only while it computes. Links and
-output weights are small: every process has them whole. Output weights are DTensors all the same, for neither gradient
-clipping nor an optimizer that takes several parameters at once can mix DTensors with plain tensors.
+A dendrite's node, as large as its layer, is sharded as the layer is, and so is whole only while it computes. Links,
+output weights and shared dendrites are small: every process has them whole. What learns of them with the network are
+DTensors all the same, for neither gradient clipping nor an optimizer that takes several parameters at once can mix
+DTensors with plain tensors.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from torch import Tensor, nn
 from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
-from pl_dendrites.core.keys import count_in, entries_by_layer
+from pl_dendrites.core.growth.shared_block import SharedForm
+from pl_dendrites.core.keys import count_in, entries_by_layer, is_shared
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.tensors import local
 
 if torch.distributed.is_available():
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
-__all__ = ["counts", "gather_weights", "is_sharded", "reshard", "scatter_weights", "whole_nodes"]
+__all__ = ["forms", "gather_weights", "is_sharded", "reshard", "scatter_weights", "whole_nodes"]
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -44,9 +47,9 @@ def reshard(model: nn.Module) -> None:
                 module.reshard()
 
 
-def counts(model: nn.Module) -> list[int]:
-    """Dendrites per neuron of each layer that can have some."""
-    return [dendrites_of(layer).count for _, layer in attached_layers(model)]
+def forms(model: nn.Module) -> dict[str, list[Form | SharedForm]]:
+    """What the dendrites of each layer that can have some look like."""
+    return {name: dendrites_of(layer).forms for name, layer in attached_layers(model)}
 
 
 @contextmanager
@@ -66,15 +69,21 @@ def _shard(model: nn.Module) -> None:
         if not isinstance(weight, DTensor):
             continue
         mesh = weight.device_mesh
+        for shared in dendrites_of(layer).shared:
+            _replicate(shared, mesh)
         for block in dendrites_of(layer).private:
-            for j, own in enumerate(block.weights):
-                if not isinstance(own, DTensor):
-                    replicated = DTensor.from_local(own.detach(), mesh, [Replicate()], run_check=False)
-                    block.weights[j] = nn.Parameter(replicated, own.requires_grad)
+            _replicate(block.weights, mesh)
             if isinstance(block.nodes, FSDPModule):
                 block.nodes.reshard()
             else:
                 fully_shard(block.nodes, mesh=mesh, reshard_after_forward=True)
+
+
+def _replicate(module: nn.Module, mesh: DeviceMesh) -> None:
+    for name, own in list(module.named_parameters(recurse=False)):
+        if not isinstance(own, DTensor):
+            replicated = DTensor.from_local(own.detach(), mesh, [Replicate()], run_check=False)
+            setattr(module, name, nn.Parameter(replicated, own.requires_grad))
 
 
 @torch.no_grad()
@@ -109,10 +118,8 @@ def scatter_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
     """
     there = entries_by_layer(weights)
     for name, layer in attached_layers(model):
-        # Not by shapes, which only the first process has.
         blocks = [values for _, values in sorted(there.get(name, {}).items(), key=lambda item: int(item[0]))]
-        forms = [Form(count_in(values), list(ACTIVATIONS)[int(values["code"][0])]) for values in blocks]
-        dendrites_of(layer).reshape(layer, forms)
+        dendrites_of(layer).reshape(layer, [_form_of(values) for values in blocks])
     _shard(model)
     for key, value in model.state_dict().items():
         given = weights[key]
@@ -121,3 +128,10 @@ def scatter_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
             value.copy_(distribute_tensor(whole.to(value.device), value.device_mesh, value.placements))
         elif isinstance(value, Tensor):
             value.copy_(given)
+
+
+def _form_of(values: Mapping[str, Any]) -> Form | SharedForm:
+    # Not by shapes of what is learned, which only the first process has.
+    if is_shared(values):
+        return SharedForm.of(values)
+    return Form(count_in(values), list(ACTIVATIONS)[int(values["code"][0])])

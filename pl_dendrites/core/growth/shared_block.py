@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -46,6 +47,22 @@ class SharedForm:
     def make(self, layer: nn.Module, kind: LayerKind, below: int) -> SharedBlock:
         """A block of this form, see :class:`SharedBlock`; how many private dendrites there are is nothing to it."""
         return SharedBlock(layer, kind, self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> SharedForm:
+        """The form of a block whose entries are these. Its integers tell; what is learned is not looked at.
+
+        Args:
+            values: of a state_dict, each by its part, checked already.
+
+        Example:
+            >>> places, code = torch.tensor([[0, 3]]), torch.tensor([2, 1, 9, 4])
+            >>> SharedForm.of({"field": places, "code": code})
+            SharedForm(units=1, inputs=9, outputs=4, field=2, feeds=None, activation='relu', live=True)
+        """
+        activation, live, inputs, outputs = values["code"].tolist()
+        (units, field), feeds = values["field"].shape, values["feeds"].shape[1] if "feeds" in values else None
+        return cls(units, inputs, outputs, field, feeds, list(ACTIVATIONS)[activation], bool(live))
 
     @property
     def parameters(self) -> int:

@@ -81,7 +81,7 @@ class LinearConv(LayerKind):
 
     def first_neuron(self, layer: nn.Module) -> Tensor:
         """See :meth:`LayerKind.first_neuron`."""
-        return self._by_group(layer, "weight")[0, 0, 0]
+        return self.by_group(layer, "weight")[0, 0, 0]
 
     def output(self, out: Any) -> Tensor:
         """The layer's output; of a nested one, its samples one after another."""
@@ -120,7 +120,7 @@ class LinearConv(LayerKind):
             >>> bool(nodes.weight.abs().max() <= 0.5)
             True
         """
-        bound = 1 / math.sqrt(max(self._by_neuron(nodes, "weight")[0, 0].numel(), 1))
+        bound = 1 / math.sqrt(max(self.by_neuron(nodes, "weight")[0, 0].numel(), 1))
         for parameter in nodes.parameters():
             draw = torch.empty(parameter.shape, device="cpu").uniform_(-bound, bound, generator=generator)
             parameter.copy_(draw)
@@ -158,16 +158,20 @@ class LinearConv(LayerKind):
             >>> torch.equal(nodes.weight, pool.weight[[6, 1]])
             True
         """
-        return {name: pick(self._by_neuron(nodes, name), choice) for name, _ in nodes.named_parameters()}
+        return {name: pick(self.by_neuron(nodes, name), choice) for name, _ in nodes.named_parameters()}
 
     @torch.no_grad()
     def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:
         """See :meth:`LayerKind.put`."""
         for name, value in values.items():
-            self._by_group(nodes, name)[:, place] = value.unflatten(0, (self.groups, -1))
+            self.by_group(nodes, name)[:, place] = value.unflatten(0, (self.groups, -1))
 
-    def _by_group(self, nodes: nn.Module, name: str) -> Tensor:
-        # A view (groups, count, C / groups, *rest) of a parameter.
+    def by_group(self, nodes: nn.Module, name: str) -> Tensor:
+        """A parameter of a node set as it is divided into groups, nodes and neurons.
+
+        Returns:
+            A view, shape ``(groups, count, C / groups, *)``.
+        """
         values: Tensor = nodes.get_parameter(name)
         if isinstance(nodes, _Transposed) and name == "weight":  # (inputs, outputs of a group, *kernel)
             apart: Tensor = values.unflatten(0, (self.groups, -1)).transpose(1, 2)
@@ -176,9 +180,9 @@ class LinearConv(LayerKind):
         split: Tensor = apart.unflatten(1, (-1, self.neurons // self.groups))
         return split
 
-    def _by_neuron(self, nodes: nn.Module, name: str) -> Tensor:
-        # (count, C, *rest)
-        values: Tensor = self._by_group(nodes, name).transpose(0, 1).flatten(1, 2)
+    def by_neuron(self, nodes: nn.Module, name: str) -> Tensor:
+        """A parameter of a node set by nodes and neurons, shape ``(count, C, *)``."""
+        values: Tensor = self.by_group(nodes, name).transpose(0, 1).flatten(1, 2)
         return values
 
 

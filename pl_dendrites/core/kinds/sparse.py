@@ -197,17 +197,17 @@ class Sparse(LayerKind):
     @torch.no_grad()
     def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.take`."""
-        return {name: pick(value, choice) for name, value in self._by_neuron(nodes).items()}
+        return {name: pick(value, choice) for name, value in self.by_neuron(nodes).items()}
 
     @torch.no_grad()
     def put(self, nodes: nn.Module, place: int, values: dict[str, Tensor]) -> None:
         """See :meth:`LayerKind.put`."""
-        own = self._by_neuron(nodes)
+        own = self.by_neuron(nodes)
         for name, value in values.items():
             own[name][place] = value
 
-    def _by_neuron(self, nodes: nn.Module) -> dict[str, Tensor]:
-        # Views (count, C, *) of everything; of a convolution's weight (count, C, m, *kernel).
+    def by_neuron(self, nodes: nn.Module) -> dict[str, Tensor]:
+        """Views ``(count, C, *)`` of all that a set holds; of a convolution's weight ``(count, C, m, *kernel)``."""
         values = {name.removeprefix("layer."): value.detach() for name, value in nodes.state_dict().items()}
         values["weight"] = values["weight"].reshape(*values["inputs"].shape, *values["weight"].shape[2:])
         return {name: value.unflatten(0, (-1, self.neurons)) for name, value in values.items()}

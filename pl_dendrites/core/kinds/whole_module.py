@@ -39,6 +39,9 @@ class WholeModule(LayerKind):
     Args:
         layer: the module; it is read, not kept.
 
+    Attributes:
+        returns_tensor: whether the module returns a tensor alone; ``None`` before a forward pass.
+
     Example:
         >>> block = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
         >>> kind = WholeModule(block)
@@ -56,6 +59,7 @@ class WholeModule(LayerKind):
         self.dim = 0  # not known yet
         self._type = type(layer).__name__
         self._key: Any = getattr(layer, "neuron_output", None)
+        self.returns_tensor: bool | None = None  # not known yet
         self._wanted_dim: int | None = getattr(layer, "neuron_dim", None)
         inner = [part for part in bare(layer).modules() if issubclass(plain_class(part), LinearConv)]
         last = plain_kind(inner[-1]) if inner else None
@@ -129,7 +133,8 @@ class WholeModule(LayerKind):
         return tensor if isinstance(out, Tensor) else _with_entry(out, self._key_in(out), tensor)
 
     def _pick(self, out: Any) -> Tensor:
-        tensor = out if isinstance(out, Tensor) else out[self._key_in(out)]
+        self.returns_tensor = isinstance(out, Tensor)
+        tensor = out if self.returns_tensor else out[self._key_in(out)]
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise ValueError(f"{self._what()} is not a floating point tensor: set `neuron_output` on it")
         return tensor

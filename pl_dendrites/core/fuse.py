@@ -1,0 +1,156 @@
+"""A grown model in PyTorch's own modules: no hooks, and nothing of this package to run or load it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pl_dendrites.core.fusing.around import fuse_around
+from pl_dendrites.core.fusing.copies import fuse_copies, fuse_recurrent
+from pl_dendrites.core.fusing.path import NotFusible, Path
+from pl_dendrites.core.fusing.private import Affine, fuse_private
+from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, take_off
+from pl_dendrites.core.growth.sharded import is_sharded
+from pl_dendrites.core.kinds import LinearConv, Recurrent, WholeModule
+from pl_dendrites.core.soma import Soma
+from pl_dendrites.core.structure import stop_growing_on_load
+
+__all__ = ["fuse"]
+
+
+@torch.no_grad()
+def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
+    """A copy of a grown model in evaluation mode, made of PyTorch's own modules alone, to be used elsewhere.
+
+    Each layer and all its dendrites become one ``torch.fx.GraphModule``: one product for all that sees the input, and
+    a slice, an activation, a product and a sum for each dendrite. Shared dendrites become a path beside the module that
+    they hang around. A batch normalisation that follows a grown layer directly in an ``nn.Sequential`` is folded in. It
+    is faster than the model with its hooks, tools that count, quantise or export see what they know, and
+    ``torch.save(fused)`` loads where this package is not installed.
+
+    The copy is an ordinary network: it can be trained, as plain layers can, but grows no more.
+
+    Args:
+        model: any module. It stays as it is.
+        compact: whether bytes count for more than time. Dendrites of linear layers that see a few of many inputs then
+            keep 8, 16 or 32 bits for the place of each beside its value; if not, most have zeros for all others.
+
+    Returns:
+        The copy. Where the model itself is a grown layer, or has shared dendrites around it, another type of module,
+        which is called alike. Recurrent layers are called without a state.
+
+    Raises:
+        ValueError: if a grown layer cannot be fused: names it, and says why. Or if the model is sharded.
+
+    Example:
+        >>> from pl_dendrites.core import attach
+        >>> model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> network = attach(model)
+        >>> network.grow(["0", "2"])
+        >>> fused = fuse(model)
+        >>> [type(part).__module__.split(".")[0] for part in fused.modules()]
+        ['torch', 'torch', 'torch', 'torch', 'torch', 'torch']
+        >>> x = torch.randn(3, 5)
+        >>> torch.testing.assert_close(fused(x), model(x))
+    """
+    if is_sharded(model):
+        raise ValueError("the model is sharded: load its checkpoint in one process, and fuse that")
+    twin = copy.deepcopy(model).eval()
+    for module in twin.modules():
+        stop_growing_on_load(module)
+    folded = dict(_fold(twin))
+    fused: dict[nn.Module, nn.Module] = {}
+    reasons = {}
+    # The inner ones first, for a module around which dendrites hang may have grown layers.
+    for name, layer in reversed(list(attached_layers(twin))):
+        dendrites = dendrites_of(layer)
+        take_off(layer)
+        _put(layer, fused)
+        try:
+            fused[layer] = _fuse(layer, dendrites, folded.get(layer), compact)
+        except NotFusible as reason:
+            reasons[name] = reason
+    if reasons:
+        raise ValueError("not all of it can be fused:\n" + "\n".join(f"  '{n}': {why}" for n, why in reasons.items()))
+    somas = [soma for soma in twin.modules() if isinstance(soma, Soma)]
+    fused |= {soma: _bare_soma(soma) for soma in somas if not isinstance(fused.get(soma), fx.GraphModule)}
+    _put(twin, fused)
+    return fused.get(twin, twin)
+
+
+def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, compact: bool) -> nn.Module:
+    kind, private, shared = dendrites.kind, dendrites.private, dendrites.shared
+    if len(dendrites) and (layer._forward_hooks or layer._forward_pre_hooks):
+        raise NotFusible("it has hooks of its own")
+    if private and isinstance(kind, LinearConv):
+        layer = fuse_private(layer, kind, private, after, compact)
+    elif private and isinstance(kind, Recurrent):
+        assert isinstance(layer, nn.RNNBase)
+        layer = fuse_recurrent(layer, kind, private)
+    elif private:
+        assert isinstance(kind, WholeModule)
+        layer = fuse_copies(layer, kind, private)
+    if not shared:
+        return layer
+    if isinstance(layer, Soma):
+        return fuse_around(None, shared, layer.bias, compact)
+    return fuse_around(layer, shared, None, compact)
+
+
+def _put(model: nn.Module, fused: Mapping[nn.Module, nn.Module]) -> None:
+    # In the place of each layer, wherever it stands, what it became.
+    for parent in list(model.modules()):
+        places = [name for name, child in parent._modules.items() if child in fused]
+        for name in places:
+            parent._modules[name] = fused[parent._modules[name]]  # type: ignore[index]
+        if places and isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # the fast path would read weights that are no longer there
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder):
+            encoder.use_nested_tensor &= all(layer.activation_relu_or_gelu for layer in encoder.layers)
+
+
+def _bare_soma(soma: Soma) -> nn.Module:
+    # Biases alone: of a product with nothing.
+    path = Path()
+    (x,) = path.arguments_of(soma)
+    nothing = path.value("weight", soma.bias.new_zeros(soma.outputs, 0))
+    product = path.call(F.linear, path.method("narrow", x, -1, 0, 0), nothing, path.value("bias", soma.bias))
+    return path.finish(product)
+
+
+def _fold(model: nn.Module) -> Iterator[tuple[nn.Module, Affine]]:
+    # Grown layers, each with the batch normalisation that follows it and nothing else; it goes.
+    uses = Counter(child for parent in model.modules() for child in parent._modules.values())
+    grown = {layer for _, layer in attached_layers(model)}
+    for parent in list(model.modules()):
+        if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
+            continue
+        for (_, layer), (name, norm) in pairwise(list(parent.named_children())):
+            if layer not in grown or uses[layer] + uses[norm] > 2 or not _is_affine(norm, dendrites_of(layer)):  # noqa: PLR2004
+                continue
+            assert isinstance(norm, _BatchNorm)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
+            yield layer, Affine(scale, (0 if norm.bias is None else norm.bias) - norm.running_mean * scale)
+            setattr(parent, name, nn.Identity())
+
+
+def _is_affine(norm: nn.Module, dendrites: Dendrites) -> bool:
+    return (
+        isinstance(norm, _BatchNorm)
+        and norm.running_var is not None
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
+        and isinstance(dendrites.kind, LinearConv)
+        and norm.num_features == dendrites.kind.neurons
+        and len(dendrites) == len(dendrites.private) > 0
+    )
