@@ -20,7 +20,12 @@ LOADERS := .venv-loaders
 LOADERS_VENV_STAMP := $(LOADERS)/.made
 LOADERS_STAMP := $(LOADERS)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders lint docs clean
+# Another: formats for other machines and eight bits.
+ROUTES := .venv-routes
+ROUTES_VENV_STAMP := $(ROUTES)/.made
+ROUTES_STAMP := $(ROUTES)/.installed
+
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-routes lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -34,6 +39,7 @@ help:
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
+	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -70,6 +76,9 @@ test-loaders: $(LOADERS_STAMP)
 test-byol: $(BYOL_STAMP)
 	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs
 
+test-routes: $(ROUTES_STAMP)
+	OMP_NUM_THREADS=1 $(ROUTES)/bin/python -m pytest tests/third_party/test_routes.py -m slow -rs
+
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -79,10 +88,10 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV_STAMP) $(LOADERS_VENV_STAMP):
+$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(ROUTES_VENV_STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
 	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
@@ -118,6 +127,12 @@ $(LOADERS_STAMP): pyproject.toml constraints.txt constraints-loaders.txt $(LOADE
 	@grep -v '^torchmetrics' constraints.txt > $(LOADERS)/constraints.txt
 	$(LOADERS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(LOADERS)/constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
+	@touch $@
+
+$(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)
+	@echo "Installing into $(ROUTES); this takes a few minutes."
+	$(ROUTES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable ".[test,routes]"
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

@@ -1,0 +1,218 @@
+"""Where a grown network can go, fused: other formats and eight bits, in a process that has not this package.
+
+Run by ``make test-routes``, which installs the tools into an environment of their own. Each test is left out where its
+tool is not there.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pl_dendrites import DendriteCallback, fuse
+from pl_dendrites.core import Soma
+from tests.models import QUIET
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+# What may be lost in eight bits: 0.3 points would be one and a half of 497 answers.
+_LOST = 2 / 497
+
+LOAD = """
+import sys
+sys.modules["pl_dendrites"] = None
+import torch
+torch.set_num_threads(1)
+kind, path, x = sys.argv[1], sys.argv[2], torch.load(sys.argv[3])
+"""
+RUN = {
+    "pickle": "out = torch.load(path, weights_only=False)(x)",
+    "pt2": "out = torch.export.load(path).module()(x)",
+    "aoti": "out = torch._inductor.aoti_load_package(path)(x)",
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path)
+out = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+""",
+    "openvino": """
+import openvino
+exactly = {"INFERENCE_PRECISION_HINT": "f32"}  # else in 16 bits where a machine has them
+out = torch.from_numpy(openvino.compile_model(openvino.convert_model(path), "CPU", exactly)([x.numpy()])[0])
+""",
+    "executorch": """
+from executorch.runtime import Runtime
+method = Runtime.get().load_program(path).load_method("forward")
+out = torch.cat([method.execute([one])[0].clone() for one in x.split(1)])
+""",
+}
+
+
+def elsewhere(kind: str, path: Path, x: Tensor) -> Tensor:
+    """What a file answers in a process that cannot import this package."""
+    torch.save(x, path.with_suffix(".x"))
+    code = f"{LOAD}{RUN[kind]}\ntorch.save(out.detach(), path + '.out')"
+    command = [sys.executable, "-c", code, kind, str(path), str(path.with_suffix(".x"))]
+    subprocess.run(command, check=True, cwd=path.parent)
+    return torch.load(f"{path}.out")
+
+
+class Digits(L.LightningModule):
+    """A classifier of handwritten digits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> STEP_OUTPUT:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=5e-3)
+
+
+def parts() -> list[tuple[Tensor, Tensor]]:
+    """To learn from, to decide by, and to test with."""
+    images, labels = (torch.from_numpy(values) for values in load_digits(return_X_y=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return list(zip(*(v[order].split([1000, 300, 497]) for v in (images.float() / 16, labels)), strict=True))
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)),
+    )
+
+
+GROWN: dict[str, tuple[Any, dict[str, Any]]] = {
+    "shared": (lambda: Soma(64, 10), {"max_parameters": 1500, "base_epochs": 40}),
+    "private": (convolutions, {"max_dendrites": 2, "patience": 4, "max_correlation_epochs": 6}),
+}
+
+
+@pytest.fixture(scope="module", params=GROWN)
+def grown(request: pytest.FixtureRequest) -> nn.Module:
+    make, settings = GROWN[request.param]
+    L.seed_everything(0, verbose=False)
+    model = Digits(make())
+    data = [TensorDataset(*part) for part in parts()]
+    trainer = L.Trainer(callbacks=[DendriteCallback("val_loss", verbose=False, **settings)], max_epochs=-1, **QUIET)
+    trainer.fit(model, DataLoader(data[0], 64, shuffle=True), DataLoader(data[1], 300))
+    assert trainer.callbacks[0].history[-1]["parameters"] > sum(p.numel() for p in make().parameters())
+    return model.net.eval()
+
+
+def right(answers: Tensor) -> float:
+    return (answers.argmax(1) == parts()[2][1]).float().mean().item()
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch")
+    return torch.export.export(fuse(model), (parts()[0][0][:4],), dynamic_shapes=({0: batch},))
+
+
+def as_onnx(model: nn.Module, path: Path, compact: bool = False) -> Path:
+    pytest.importorskip("onnxscript")
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(
+        fuse(model, compact=compact), (parts()[0][0][:4],), dynamic_shapes=({0: batch},), verbose=False
+    )
+    assert program is not None
+    program.save(str(path))
+    return path
+
+
+def lowered(program: torch.export.ExportedProgram) -> Any:
+    exir = pytest.importorskip("executorch.exir")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return exir.to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+
+
+@pytest.mark.parametrize("kind", RUN)
+def test_it_answers_the_same_where_this_package_is_not(kind: str, grown: nn.Module, tmp_path: Path) -> None:
+    path, x = tmp_path / f"grown.{'pt2' if kind == 'aoti' else kind}", parts()[2][0]
+    if kind == "pickle":
+        torch.save(fuse(grown), path)
+    elif kind == "pt2":
+        torch.export.save(exported(grown), path)
+    elif kind == "aoti":
+        torch._inductor.aoti_compile_and_package(exported(grown), package_path=str(path))
+    elif kind == "executorch":
+        edge = lowered(torch.export.export(fuse(grown), (x[:1],)))
+        called = [node for node in edge.exported_program().graph.nodes if node.op == "call_function"]
+        assert len(called) == 2  # one delegate, and what it returns: no operator is left outside
+        path.write_bytes(edge.to_executorch().buffer)
+    else:
+        pytest.importorskip("onnxruntime" if kind == "onnx" else kind)
+        path = as_onnx(grown, tmp_path / "grown.onnx")
+    torch.testing.assert_close(elsewhere(kind, path, x), grown(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_compact_answers_the_same_in_onnxruntime(grown: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    x = parts()[2][0]
+    found = elsewhere("onnx", as_onnx(grown, tmp_path / "grown.onnx", compact=True), x)
+    torch.testing.assert_close(found, grown(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_eight_bits_in_onnxruntime(static: bool, grown: nn.Module, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    path, ready, small = as_onnx(grown, tmp_path / "grown.onnx"), tmp_path / "ready.onnx", tmp_path / "small.onnx"
+    quant_pre_process(path, ready)
+    if static:
+        batches = iter([{"input": part.numpy()} for part in parts()[0][0][:200].split(20)])
+
+        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+            def get_next(self) -> Any:
+                return next(batches, None)
+
+        quantization.quantize_static(ready, small, Reader())
+    else:
+        quantization.quantize_dynamic(ready, small)
+    x = parts()[2][0]
+    assert right(elsewhere("onnx", small, x)) >= right(grown(x)) - _LOST
+
+
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_eight_bits_in_torchao(name: str, grown: nn.Module) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    fused, x = fuse(grown), parts()[2][0]
+    torchao.quantize_(fused, getattr(torchao, name)())
+    kinds = {type(part.weight).__name__ for part in fused.modules() if isinstance(part, nn.Linear)}
+    assert kinds == {"Int8Tensor"}  # products of a layer with all its dendrites
+    assert right(fused(x)) >= right(grown(x)) - _LOST
+
+
+def test_eight_bits_in_executorch(grown: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("executorch.exir")
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    x, path = parts()[2][0], tmp_path / "small.pte"
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(torch.export.export(fuse(grown), (x[:1],)).module(), quantizer)
+    for one in parts()[0][0][:200].split(1):
+        prepared(one)
+    small = torch.export.export(convert_pt2e(prepared), (x[:1],))
+    path.write_bytes(lowered(small).to_executorch().buffer)
+    assert right(elsewhere("executorch", path, x)) >= right(grown(x)) - _LOST
