@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pl_dendrites.core.checks import check, check_at_least, check_one_of
 from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.mirrors import check_mirrors
+from pl_dendrites.core.targets import FROZEN
 from pl_dendrites.core.unit_set import UnitSet
 
 __all__ = ["Settings", "check_patterns", "plain"]
@@ -193,15 +194,18 @@ def plain(value: Any) -> Any:
 
 
 def check_patterns(name: str, value: object) -> None:
-    """Raise ``ValueError`` unless a value is a list of texts, or a predicate.
+    """Raise ``ValueError`` unless a value is a list of texts, a predicate, or the word that ``targets`` may be.
 
     Example:
+        >>> check_patterns("targets", "frozen")
         >>> check_patterns("exclude", "head.*")
         Traceback (most recent call last):
         ValueError: `exclude` must be a list of names or patterns, got 'head.*'
     """
     texts = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) and v for v in value)
-    check(name, texts or callable(value), "a list of names or patterns", value)
+    word = name == "targets" and value == FROZEN
+    allowed = "a list of names or patterns" + (", or 'frozen'" if name == "targets" else "")
+    check(name, texts or callable(value) or word, allowed, value)
 
 
 def _check(given: Mapping[str, Any]) -> None:

@@ -53,8 +53,9 @@ class DendriteCallback(pl.Callback):
         mode: whether a good score is small or large.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``) of the layers that receive
             dendrites, or in code a predicate of name and module; ``None``: every Linear, convolution and recurrent
-            layer that can and is not frozen. A name, or a type name that none of these layers has, may mean any other
-            module too, whose dendrites are then copies of it.
+            layer that can and is not frozen; ``"frozen"``: every one that is, as of a pretrained network. A name, or a
+            type name that none of these layers has, may mean any other module too, whose dendrites are then copies of
+            it.
         exclude: layers that receive none, named in the same way.
         form: ``"shared"``: dendrites are units that a whole module shares. Each sees a few inputs of the module that
             vary together, and that are replaced while it learns, and feeds all its outputs. ``"private"``: each neuron
@@ -149,7 +150,7 @@ class DendriteCallback(pl.Callback):
         monitor: str,
         mode: Literal["min", "max"] = "min",
         *,
-        targets: Sequence[str] | Predicate | None = None,
+        targets: Literal["frozen"] | Sequence[str] | Predicate | None = None,
         exclude: Sequence[str] | Predicate = (),
         mirrors: Mapping[str, str] | None = None,
         form: Literal["shared", "private"] | None = None,
@@ -363,6 +364,10 @@ class DendriteCallback(pl.Callback):
             self._loading = None
 
     # -- training -----------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score a network of which nothing is trainable as it is."""
+        self._fit.untrained.begin_epoch(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -34,6 +34,7 @@ from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
 from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, unwrap, wrap
+from pl_dendrites.training.untrained import Untrained
 
 __all__ = ["Fit"]
 
@@ -54,6 +55,7 @@ class Fit:
         machine: decides about phases.
         best: the best network so far.
         frontier: the best of each size.
+        untrained: its base phase while there is nothing to train.
         training: whether it is running.
         history: a record for every finished phase.
         began: whether there is anything to tell: it began, or took up a saved state.
@@ -73,10 +75,11 @@ class Fit:
         self.began = self.training = False
         self._initial: optimizers.OptimizerSettings | None = None
         self._correlation: CorrelationPhase | None = None
+        self.untrained = Untrained()
         self._rewiring: Rewiring | None = None
         self._shows: Display  # both from when it begins
         self._tells: LeftAlone
-        self._uses: UsedLayers | None = None
+        self._uses = UsedLayers({})
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
         self._late: Shadows | None = None  # an epoch that is counted when the model's own hook is over
         self._seed = 0
@@ -90,14 +93,14 @@ class Fit:
         self._tells = LeftAlone(partial(self._say, trainer), Processes(trainer))
         if not self._settings.is_open:
             self._tells.tell(self._network)
+            self._tells.tell_frozen(self._network)
         self._initial = optimizers.OptimizerSettings(trainer)
         self._initial.complete()
         if self._resumed is not None:
             self.best.complete(module)
             self.frontier.complete()
             self._seed = self._resumed.seed
-            if self._used is not None:
-                self._used.add(self._resumed.used)
+            self._uses.add(self._resumed.used)
             optimizers.order_parameters(trainer.optimizers, module, self._saved_names)
         settings = self._settings
         self._shows = Display(trainer, settings.monitor, settings.mode, settings.shown, progress=settings.verbose)
@@ -127,6 +130,7 @@ class Fit:
         running, self._resumed = None if self._resumed is None else self._resumed.correlation, None
         if running is not None or self.machine.phase == "correlation":  # interrupted before there were candidates
             self._start_candidates(trainer, running)
+        self.untrained.begin(trainer, self.machine)
         if self.machine.stop_reason:
             trainer.should_stop = True
         self._shows.begin_training(self.machine)
@@ -156,6 +160,7 @@ class Fit:
     def let_go(self) -> None:
         """Give back what a correlation phase holds, and watch nothing."""
         self._forming.let_go()
+        self.untrained.end()
         if self._correlation is not None:
             self._correlation.end()
             self._correlation = None
@@ -194,9 +199,8 @@ class Fit:
     def begin_backward(self, loss: torch.Tensor) -> None:
         """Let backward run where no candidate reaches the loss: the rest is frozen, and that is no mistake."""
         if self._correlation is not None:
-            self._correlation.begin_backward()
-            if not loss.requires_grad:
-                loss.requires_grad_(True)
+            self._correlation.begin_backward(loss)
+        self.untrained.begin_backward(loss)
 
     def end_backward(self) -> None:
         """Let the candidates learn from what this backward pass showed to all processes."""
@@ -204,8 +208,7 @@ class Fit:
             self._correlation.end_backward()
             return
         self._shards.average_gradients()
-        if self._uses is not None:
-            self._uses.look()
+        self._uses.look()
 
     def end_batch(self, trainer: pl.Trainer, outputs: Any) -> None:
         """Step the candidates whenever the model's optimizer would have stepped."""
@@ -218,8 +221,7 @@ class Fit:
             self._settle_form(trainer)
         if self._rewiring is not None:
             self._rewiring.end_batch()
-        if self._uses is not None:
-            self._uses.look()  # a model under manual optimization may call `loss.backward()` past Lightning
+        self._uses.look()  # a model under manual optimization may call `loss.backward()` past Lightning
 
     def _settle_form(self, trainer: pl.Trainer) -> None:
         network = self._forming.end_batch(trainer, self._network)
@@ -328,7 +330,6 @@ class Fit:
                 used = self._layers_to_grow(trainer)
                 network.grow(used, torch.Generator().manual_seed(self._seed + self.machine.cycle + 1))
         self.let_go()
-        assert self._uses is not None
         self._tells.tell_unused(network, set(network.targets) - set(used), self._uses.bypassed)
         wrap(trainer)
         self._commit()
@@ -337,27 +338,24 @@ class Fit:
         optimizers.begin_phase(trainer.optimizers, self._initial, self._settings.restart)
         self._say_phase(trainer, decision)
 
-    @property
-    def _used(self) -> UsedLayers | None:
-        # Where a correlation phase would tell, that does.
-        return self._uses if self._settings.by_gradient else None
-
     def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not self.best.restore(module):
             return
         self._network.follow_mirrored()
         # Gradients that are there, in the middle of a window of accumulation, are those of the weights that went.
-        for parameter in module.parameters():
-            parameter.grad = None
+        module.zero_grad()
         optimizers.forget_weights(trainer.optimizers)
 
     def _layers_to_grow(self, trainer: pl.Trainer) -> list[str]:
         names = self._network.can_grow()
         self._tells.tell(self._network)  # some are known only now
-        return names if self._used is None else Processes(trainer).union(names, self._used.names)
+        self._uses.look()
+        # Where a correlation phase would tell which are used, that does.
+        return Processes(trainer).union(names, self._uses.names) if self._settings.by_gradient else names
 
     def _commit(self) -> None:
         self.machine.commit()
+        self.untrained.end()
         self._shows.begin_phase(self.machine)
 
     # -- records ------------------------------------------------------------------------------------------------------
@@ -424,7 +422,7 @@ class Fit:
             batches=self._batches,
             counted=self._counted,
             correlation=saved if self._correlation is None else self._correlation.state_dict(together),
-            used=used if self._used is None else sorted(self._used.names),
+            used=sorted(self._uses.names) if self._settings.by_gradient and self.network is not None else used,
             monitor=self._settings.monitor if resumed is None else resumed.monitor,
             mode=self._settings.mode if resumed is None else resumed.mode,
             form=self._settings.settled_form if resumed is None else resumed.form,

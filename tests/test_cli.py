@@ -92,12 +92,13 @@ def test_the_config_on_a_page(page: str, monitor: str, grows: list[str]) -> None
 @pytest.mark.parametrize("name", ["pl_dendrites.DendriteCallback", "DendriteCallback"])
 def test_by_class_path_and_by_short_name(name: str) -> None:
     arguments = [f"--trainer.callbacks+={name}", "--trainer.callbacks.monitor=val_acc", "--trainer.callbacks.mode=max"]
-    arguments += ["--trainer.callbacks.mirrors={target_net: net}"]
+    arguments += ["--trainer.callbacks.mirrors={target_net: net}", "--trainer.callbacks.targets=frozen"]
     cli = LightningCLI(Classifier, Data, args=arguments, run=False)
     dendrites = dendrites_of(cli.trainer)
     assert type(dendrites) is DendriteCallback
     assert (dendrites.monitor, dendrites.mode) == ("val_acc", "max")
     assert dendrites._settings.mirrors == {"target_net": "net"}
+    assert dendrites._settings.attached["targets"] == "frozen"
 
 
 @pytest.mark.parametrize(

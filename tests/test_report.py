@@ -109,10 +109,11 @@ def test_what_grew_when_and_where_and_what_became_of_it(run: dict[str, Any]) -> 
     head, *rows = page.tables["Layers that can grow"]
     modules = dict(run["model"].named_modules())
     assert [row[0] for row in rows] == ["net.0", "net.4"]
-    for name, kind, neurons, count, parameters in rows:
+    for name, kind, neurons, count, parameters, more in rows:
         grown = modules[name].dendrites
         assert (kind, int(neurons), int(count)) == ("Linear", modules[name].out_features, grown.count)
         assert int(parameters) == sum(p.numel() for p in grown.parameters())
+        assert int(more) == int(neurons) * (modules[name].in_features + 1 + grown.count + 1)
     _, *rows = page.tables["Correlations"]
     sets = [record for record in dendrites.history if record["phase"] == "correlation"]
     for name, *cells in rows:

@@ -107,6 +107,17 @@ class Manual(Net):
         return [torch.optim.Adam(self.net[0].parameters(), 0.02), torch.optim.SGD(self.net[2].parameters(), 0.1)]
 
 
+class Frozen(Net):
+    """Nothing is trainable, and its optimizer is over that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(filter(lambda p: p.requires_grad, self.parameters()), lr=0.02)
+
+
 class OwnBackward(Manual):
     """Runs backward past Lightning, and so past DDP: it averages gradients itself."""
 
@@ -227,6 +238,7 @@ SETTINGS = {
     "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
     "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2, "best_on": "disk"}),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
+    "frozen": Setting(Frozen, callback={"targets": "frozen", "learning": "hybrid", "max_dendrites": 2}, resumed=(1, 3)),
     # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
     "shared": Setting(
         callback={**SHARED, "growth_epochs": 1, "sets": 2, "around": ["net"]},

@@ -25,13 +25,17 @@ from pl_dendrites.core.tensors import INTEGERS, alike
 __all__ = ["dendrites_state_dict", "load_dendrites"]
 
 
-def dendrites_state_dict(model: nn.Module, *, also: Collection[str] = ()) -> dict[str, Tensor]:
+def dendrites_state_dict(
+    model: nn.Module, *, also: Collection[str] = (), with_trainable: bool = False
+) -> dict[str, Tensor]:
     """What grew on a model: all that its dendrites are, and what the task trained beside them.
 
     Args:
         model: any module; candidates are no part of it.
         also: names or glob patterns of parameters, buffers or modules (``["head", "*.norm*"]``): of a module all that a
             state_dict holds of it. A pretrained model's new head, say, without which its dendrites are worth nothing.
+        with_trainable: take along every parameter that is trainable, and the buffers of its module: of a frozen
+            network, all that was trained beside the dendrites, where flags are as they were in the fit.
 
     Returns:
         Copies by the names that ``model.state_dict()`` has for them, on their devices, contiguous, none sharing memory;
@@ -74,6 +78,7 @@ def dendrites_state_dict(model: nn.Module, *, also: Collection[str] = ()) -> dic
         if not chosen:
             raise ValueError(f"`also`: no parameter, buffer or module is named {pattern!r}. There are {list(own)}")
         found |= chosen
+    found |= _trainable(own) if with_trainable else {}
     plain = {key: _narrow(value) if is_dendrite_key(key) else _copy(value) for key, value in found.items()}
     return {**plain, ENTRIES: torch.tensor(len(plain), dtype=torch.int32)}
 
@@ -143,6 +148,13 @@ def _beside(model: nn.Module) -> dict[str, Tensor]:
     saved = model.state_dict()
     own = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return {name: value for name, value in own if name in saved and not is_dendrite_key(name)}
+
+
+def _trainable(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    modules = {key.rpartition(".")[0] for key, value in own.items() if value.requires_grad}
+    buffers = {key for key, value in own.items() if not isinstance(value, nn.Parameter)}
+    beside = {key for key in buffers if key.rpartition(".")[0] in modules}
+    return {key: value for key, value in own.items() if value.requires_grad or key in beside}
 
 
 def _means(pattern: str, key: str) -> bool:

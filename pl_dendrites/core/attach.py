@@ -11,14 +11,14 @@ from pl_dendrites.core.growth.block import check_form
 from pl_dendrites.core.growth.hooks import dendrites_of, take_off
 from pl_dendrites.core.network import DendriticNetwork, hosts
 from pl_dendrites.core.structure import apply_structure, stop_growing_on_load
-from pl_dendrites.core.targets import Predicate
+from pl_dendrites.core.targets import Predicate, Targets
 
 __all__ = ["attach", "detach", "network_of", "restore_structure"]
 
 
 def attach(
     model: nn.Module,
-    targets: Sequence[str] | Predicate | None = None,
+    targets: Targets | None = None,
     exclude: Sequence[str] | Predicate = (),
     activation: str = "tanh",
     *,
@@ -32,7 +32,7 @@ def attach(
         model: any module.
         targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`, which also shows what
             would grow without changing anything; ``None``: every Linear, convolution and recurrent layer that is not
-            frozen.
+            frozen; ``"frozen"``: every one that is.
         exclude: taken out of ``targets``.
         activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
         live: whether dendrites go on learning with the network, by gradient, once they are part of it.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from pl_dendrites.core.kinds import LayerKind
+from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.kinds import LayerKind, narrowed
 
 __all__ = [
     "base_step_cost",
     "correlation_step_cost",
     "inference_cost",
+    "next_parameters",
     "parameter_count",
     "pool_weights",
     "product_weights",
@@ -42,6 +44,22 @@ def set_parameters(kind: LayerKind, layer: nn.Module, below: int = 0) -> int:
         27
     """
     return kind.cost(layer) + (kind.neurons or 0) * (below + 1)
+
+
+def next_parameters(dendrites: Dendrites, layer: nn.Module) -> int:
+    """Parameters of one more private dendrite on every neuron, of the form that the next ones have.
+
+    Args:
+        dendrites: of a layer.
+        layer: the layer; where its neurons are not known yet, nodes alone count.
+
+    Example:
+        >>> from pl_dendrites.core import attach
+        >>> network = attach(nn.Linear(50, 3), fan_in=4)
+        >>> next_parameters(network.layers[""], network.model)
+        18
+    """
+    return set_parameters(narrowed(dendrites.kind, layer, dendrites.next.fan_in, None), layer, dendrites.count)
 
 
 def product_weights(module: nn.Module) -> int:

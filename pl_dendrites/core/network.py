@@ -25,7 +25,7 @@ from pl_dendrites.core.mirrors import find_mirrors, named_mirrors, parts_of_mirr
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
 from pl_dendrites.core.structure import grow_on_load
-from pl_dendrites.core.targets import Predicate, select_targets
+from pl_dendrites.core.targets import Predicate, Targets, select_targets
 
 __all__ = ["DendriticNetwork", "hosts"]
 
@@ -77,7 +77,7 @@ class DendriticNetwork:
     def __init__(
         self,
         model: nn.Module,
-        targets: Sequence[str] | Predicate | None = None,
+        targets: Targets | None = None,
         exclude: Sequence[str] | Predicate = (),
         mirrors: Mapping[str, str] | None = None,
     ) -> None:

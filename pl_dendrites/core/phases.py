@@ -92,6 +92,9 @@ class PhaseMachine:
             ends when correlations no longer rise, the first after half of ``max_correlation_epochs`` at the latest.
         dendrites: dendrites per neuron that the network has already.
 
+    Attributes:
+        trains: whether there is anything to train in the present base phase. One without ends with its first score.
+
     Example:
         >>> machine = PhaseMachine("max", patience=1, max_dendrites=1)
         >>> machine.step(0.5)
@@ -135,7 +138,7 @@ class PhaseMachine:
         self._stop_on_overfit = stop_on_overfit
         self._growth_epochs = growth_epochs
         self._after_base: Literal["correlate", "grow"] = "correlate" if correlation else "grow"
-        self._state = _State(dendrites=dendrites)
+        self._state, self.trains = _State(dendrites=dendrites), True
 
     @property
     def phase(self) -> Literal["base", "correlation"]:
@@ -245,11 +248,13 @@ class PhaseMachine:
             state.reference, state.waited = score, 0
         else:
             state.waited += 1
-        waits = self.base_epochs is not None or state.waited < self._patience or not settled
+        goes_on = self.base_epochs is not None or state.waited < self._patience
+        waits = not settled or (self.trains and goes_on)
         if state.stop_reason or state.pending or waits:
             reason = f"improved to {score:.6g}" if state.waited == 0 else f"no improvement for {state.waited}"
             return Decision("continue", reason, is_best)
-        return self._end_base(f"no improvement in {state.waited} validations", is_best)
+        why = f"no improvement in {state.waited} validations"
+        return self._end_base(why if self.trains else "nothing of the network is trainable", is_best)
 
     def end_epoch(self, rose: bool = False, loss: float | None = None, settled: bool = True) -> Decision:
         """Count a finished epoch.
@@ -296,7 +301,7 @@ class PhaseMachine:
         state = self._state
         if state.pending is None:
             raise RuntimeError("no decision is pending")
-        state.pruned = state.pending == "prune"
+        self.trains, state.pruned = True, state.pending == "prune"
         if state.pruned:
             state.dense_epochs = state.epochs
             state.waited, state.pending, state.pending_reason = 0, None, ""

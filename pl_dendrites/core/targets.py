@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -15,9 +15,23 @@ from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import is_layer, kind_class, kind_of
 
-__all__ = ["Predicate", "Selection", "reasons_against", "select_targets", "why_not_around"]
+__all__ = [
+    "FROZEN",
+    "Predicate",
+    "Selection",
+    "Targets",
+    "is_frozen",
+    "reasons_against",
+    "select_targets",
+    "why_not_around",
+]
 
 Predicate = Callable[[str, nn.Module], bool]
+Targets = Literal["frozen"] | Sequence[str] | Predicate
+FROZEN: Literal["frozen"] = "frozen"
+
+_IS_FROZEN = "its parameters are frozen: name it in `targets` to let it grow"
+_NOT_FROZEN = "it is trainable, and `targets` means the frozen layers"
 
 
 class Selection(NamedTuple):
@@ -52,7 +66,7 @@ class Selection(NamedTuple):
 
 def select_targets(
     model: nn.Module,
-    targets: Sequence[str] | Predicate | None = None,
+    targets: Targets | None = None,
     exclude: Sequence[str] | Predicate = (),
 ) -> Selection:
     """The layers of a model that receive dendrites. Nothing changes; this is what ``attach`` would do.
@@ -60,10 +74,10 @@ def select_targets(
     Args:
         model: any module.
         targets: names, glob patterns of names (``"encoder.*"``) or type names (``"Conv2d"``), or a predicate of name
-            and module; ``None``: every Linear, convolution and recurrent layer that is not frozen. Globs and predicates
-            choose among layers of those types; a name, or a type name that none of these layers has, may mean any other
-            module too, whose dendrites are then copies of it.
-        exclude: the same, taken out of ``targets``.
+            and module; ``None``: every Linear, convolution and recurrent layer that is not frozen; ``"frozen"``: every
+            one that is. Globs and predicates choose among layers of those types; a name, or a type name that none of
+            these layers has, may mean any other module too, whose dendrites are then copies of it.
+        exclude: names, patterns or a predicate of what is taken out of ``targets``.
 
     Returns:
         The chosen layers and those left alone with the reason.
@@ -78,6 +92,9 @@ def select_targets(
         (['0', '2'], ['0'])
         >>> list(select_targets(model, lambda name, layer: layer.out_features < 4).chosen)
         ['2']
+        >>> _ = model[0].requires_grad_(False)
+        >>> list(select_targets(model).chosen), list(select_targets(model, "frozen").chosen)
+        (['2'], ['0'])
         >>> select_targets(model, targets=["LayerNorm"])
         Traceback (most recent call last):
         ValueError: `targets`: no layer can have dendrites for ['LayerNorm'].
@@ -85,26 +102,28 @@ def select_targets(
         Layers that can: '0' (Linear), '2' (Linear)
     """
     for argument, patterns in (("targets", targets), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ValueError(f"`{argument}` must be a list of names or patterns, got {patterns!r}")
+        if isinstance(patterns, str) and (argument, patterns) != ("targets", FROZEN):
+            or_frozen = ", or 'frozen'" if argument == "targets" else ""
+            raise ValueError(f"`{argument}` must be a list of names or patterns{or_frozen}, got {patterns!r}")
     modules = _modules(model)
-    against = reasons_against(model, () if targets is None or callable(targets) else _asked_for(targets, modules))
+    all_frozen, named = isinstance(targets, str), None if targets is None or isinstance(targets, str) else targets
+    against = reasons_against(model, () if named is None or callable(named) else _asked_for(named, modules))
     reasons = {name: against[module] for name, module in modules.items()}
     able = {name: modules[name] for name, reason in reasons.items() if reason is None}
     excluded = _matches(exclude, able)
     _refuse_unmatched("exclude", exclude, modules, able, reasons)
-    if targets is None:
+    if named is None:
         asked = {name for name, module in modules.items() if is_layer(module)}
         # Who froze a layer wants it left as it is, and pays for no backward pass through it; asked for, it can grow.
-        frozen = {name for name in asked & able.keys() if _is_frozen(able[name])}
-        reasons |= dict.fromkeys(frozen, "its parameters are frozen: name it in `targets` to let it grow")
-        able = {name: layer for name, layer in able.items() if name not in frozen}
+        others = {name for name in asked & able.keys() if is_frozen(able[name]) != all_frozen}
+        reasons |= dict.fromkeys(others, _NOT_FROZEN if all_frozen else _IS_FROZEN)
+        able = {name: layer for name, layer in able.items() if name not in others}
     else:
-        _refuse_unmatched("targets", targets, modules, able, reasons)
-        asked = _matches(targets, able if callable(targets) else modules)
+        _refuse_unmatched("targets", named, modules, able, reasons)
+        asked = _matches(named, able if callable(named) else modules)
     chosen = {name: able[name] for name in able if name in asked and name not in excluded}
-    # Without `targets`, whatever has a weight matrix of its own could be thought to be a layer.
-    thought = {name for name, module in modules.items() if targets is None and _has_matrix(name, module)}
+    # Without names, whatever has a weight matrix of its own could be thought to be a layer.
+    thought = {name for name, module in modules.items() if named is None and _has_matrix(name, module)}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None and name in asked | thought}
     for name in list(chosen):
         outer = next((parent for parent in _parents(name) if parent in chosen), None)
@@ -112,7 +131,7 @@ def select_targets(
             del chosen[name]
             skipped[name] = f"it is a part of '{outer}', which gets dendrites as a whole"
     if not chosen:
-        wish = "every supported layer" if targets is None else _wish(targets)
+        wish = f"every {FROZEN if all_frozen else 'supported'} layer" if named is None else _wish(named)
         without = f" without {_wish(exclude)}" if exclude else ""
         raise ValueError(
             f"`targets`: no layer can have dendrites for {wish}{without}.{_survey(skipped, able, modules)}"
@@ -218,7 +237,13 @@ def _has_matrix(name: str, module: nn.Module) -> bool:
     return any(is_lazy(parameter) or parameter.ndim > 1 for parameter in own)
 
 
-def _is_frozen(layer: nn.Module) -> bool:
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether nothing of a layer is trainable, whatever is of its dendrites.
+
+    Example:
+        >>> is_frozen(nn.Linear(2, 2).requires_grad_(False)), is_frozen(nn.Linear(2, 2))
+        (True, False)
+    """
     own = [p for name, p in layer.named_parameters() if not name.startswith("dendrites.")]
     return not any(parameter.requires_grad for parameter in own)
 

@@ -1,4 +1,4 @@
-"""Telling, once of each, which layers get no dendrites and why."""
+"""Telling, once of each, which layers get no dendrites and why, and which frozen ones do and at what cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.reporting.frozen_layers import frozen_table
 from pl_dendrites.reporting.records import by_reason
 from pl_dendrites.training.processes import Processes
 
@@ -37,6 +38,16 @@ class LeftAlone:
         self._told |= news.keys()
         for reason, those in by_reason(news).items():
             self._say(f"no dendrites for {', '.join(map(repr, those))}: {reason}")
+
+    def tell_frozen(self, network: DendriticNetwork) -> None:
+        """Say which frozen layers grow, and what that costs; nothing where there are none.
+
+        Args:
+            network: the network.
+        """
+        table = frozen_table(network)
+        if table:
+            self._say(f"of the frozen layers these grow, one more dendrite on each neuron taking\n{table}")
 
     def tell_unused(self, network: DendriticNetwork, names: set[str], bypassed: Container[str]) -> None:
         """Say of target layers that they got no part of a set.

@@ -10,6 +10,7 @@ from torch import Tensor
 from pl_dendrites.core.cost import (
     correlation_step_cost,
     inference_cost,
+    next_parameters,
     parameter_count,
     pool_weights,
     product_weights,
@@ -67,12 +68,13 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         ``score`` (best one of a base phase), ``scores`` (every one of a base phase, in order; ``None`` for one that
         was not finite), ``best_score`` (of the network that is kept), ``accepted`` (whether the set on trial was;
         ``None`` where none was), ``correlation`` (by layer), ``candidates`` (per neuron; 0 in a base phase),
-        ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters``
-        of these), ``inference_cost`` (of the layers that can grow, by their matrix products; 1 is that of the plain
-        layers; where these have none, ``multiplications``, those of the dendrites at each position) and of a
-        correlation phase ``step_cost`` (the same of a step, in the mean over its epochs), ``skipped`` (layers left
-        alone, with the reason) and ``reason``. The callback adds ``monitor``, ``mode`` and ``learning``,
-        ``form`` (``"shared"`` or ``"private"``) and, where a fit found it, ``form_reason``.
+        ``layers`` (of each that can grow: its ``type``, ``neurons``, ``dendrites`` per neuron and the ``parameters`` of
+        these; ``next``, the parameters of one more on each neuron, unless neurons share them), ``inference_cost`` (of
+        the layers that can grow, by their matrix products; 1 is that of the plain layers; where these have none,
+        ``multiplications``, those of the dendrites at each position) and of a correlation phase ``step_cost`` (the same
+        of a step, in the mean over its epochs), ``skipped`` (layers left alone, with the reason) and ``reason``. The
+        callback adds ``monitor``, ``mode`` and ``learning``, ``form`` (``"shared"`` or ``"private"``) and, where a fit
+        found it, ``form_reason``.
 
     Example:
         >>> from torch import nn
@@ -111,6 +113,7 @@ def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
             "neurons": dendrites.kind.neurons,
             "dendrites": dendrites.size,
             "parameters": parameter_count(dendrites),
+            **({"next": next_parameters(dendrites, modules[name])} if network.units is None else {}),
         }
         for name, dendrites in network.layers.items()
     }

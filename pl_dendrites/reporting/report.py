@@ -17,7 +17,12 @@ __all__ = ["Controls", "Record", "report_blocks"]
 _RUNNING = "still running when this was written"
 _CONTROL_KEYS = {"score", "parameters", "epochs"}
 
-_LAYER_COUNTS = ("neurons", "dendrites", "parameters")
+_LAYER_COUNTS = {
+    "neurons": "neurons",
+    "dendrites": "dendrites",
+    "parameters": "parameters of dendrites",
+    "next": "of one more on each neuron",
+}
 
 Record = Mapping[str, Any]
 Controls = Mapping[str, Mapping[str, float]]
@@ -216,9 +221,11 @@ class _Run:
         if "form_reason" in self.last:
             blocks.append(Paragraph(_sentence(f"Dendrites are {self.last['form']}: {self.last['form_reason']}")))
         if layers:
-            columns = ("layer", "type", "neurons", "dendrites", "parameters of dendrites")
+            known = set.intersection(*(set(layer) for layer in layers.values()))
+            counts = {key: title for key, title in _LAYER_COUNTS.items() if key in known}
+            columns = ("layer", "type", *counts.values())
             rows = [
-                [Name(name or "model"), layer["type"], *(_count(layer[key]) for key in _LAYER_COUNTS)]
+                [Name(name or "model"), layer["type"], *(_count(layer[key]) for key in counts)]
                 for name, layer in layers.items()
             ]
             blocks.append(Table("Layers that can grow", columns, rows, ("type",)))

@@ -231,7 +231,13 @@ _list = _that("a list", lambda value: isinstance(value, list))
 _mapping = _that("a dict with texts as keys", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v))
 _number = _that("a number", lambda value: isinstance(value, float) or (type(value) is int and abs(value) < 2**63))
 
-_LAYER = _entries(type=_text, neurons=_maybe(_whole(0)), dendrites=_whole(0), parameters=_whole(0))
+_LAYER = _entries(
+    {"next": _whole(0)},  # older records are without
+    type=_text,
+    neurons=_maybe(_whole(0)),
+    dendrites=_whole(0),
+    parameters=_whole(0),
+)
 _RECORD = _entries(
     {  # for reports; older records are without
         **dict.fromkeys(("candidates", "units", "multiplications"), _whole(0)),

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.shared import SharedNetwork
-from pl_dendrites.core.targets import Predicate
+from pl_dendrites.core.targets import Predicate, Targets
 from pl_dendrites.training import optimizers
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.refusals import refuse_homeless
@@ -29,7 +29,7 @@ def attach_to_fit(
     module: pl.LightningModule,
     following: Mapping[str, Any],
     *,
-    targets: Sequence[str] | Predicate | None = None,
+    targets: Targets | None = None,
     exclude: Sequence[str] | Predicate = (),
     around: Sequence[str] | None = None,
     mirrors: Mapping[str, str] | None = None,

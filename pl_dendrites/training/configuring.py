@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from inspect import getclosurevars, isfunction
 from typing import Any
@@ -16,7 +16,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pl_dendrites.core.growth.hooks import attached_layers
-from pl_dendrites.training.trainer import Shadows
+from pl_dendrites.training.empty_optimizers import empty_optimizers
+from pl_dendrites.training.trainer import Shadows, wrap_only_trained
 
 __all__ = ["Configuring", "hidden_dendrites"]
 
@@ -31,9 +32,9 @@ class Configuring:
     """While ``configure_optimizers`` runs, the model shows no dendrites and the Trainer the length of one base phase.
 
     A model that sorts its parameters into groups by name or type knows its own; the output weights of dendrites join
-    the groups of their layers afterwards, as they do when they arrive in the middle of a fit. And growth ends by
-    itself, so that a Trainer has no limit: where each base phase starts with schedulers as new, a schedule goes over
-    one.
+    the groups of their layers afterwards, as they do when they arrive in the middle of a fit. Where nothing is
+    trainable yet, an optimizer may be made over no parameters. And growth ends by itself, so that a
+    Trainer has no limit: where each base phase starts with schedulers as new, a schedule goes over one.
 
     Args:
         trainer: the Trainer, about to set up its strategy.
@@ -45,10 +46,16 @@ class Configuring:
         self._trainer, self._module, self._epochs = trainer, module, epochs
         self._set_up, self._shadows = trainer.strategy.setup_optimizers, Shadows()
         self._shadows.put(trainer.strategy, "setup_optimizers", self._setup_optimizers)
+        wrap_only_trained(trainer, self._shadows)
 
     def release(self) -> None:
         """Give the strategy back as it was."""
         self._shadows.release()
+
+    def _over_what_is_to_grow(self) -> AbstractContextManager[None]:
+        # An optimizer over nothing is a mistake, but where there is nothing else to train.
+        trainable = any(parameter.requires_grad for parameter in self._module.parameters())
+        return nullcontext() if trainable else empty_optimizers()
 
     def _setup_optimizers(self, trainer: pl.Trainer) -> None:
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
@@ -56,7 +63,7 @@ class Configuring:
         if answers:
             trainer.fit_loop.max_epochs = self._epochs
         try:
-            with hidden_dendrites(self._module):
+            with hidden_dendrites(self._module), self._over_what_is_to_grow():
                 self._set_up(trainer)
         except (ValueError, OverflowError, TypeError) as error:
             if endless and not answers and "inf" in str(error).lower():

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from pl_dendrites.core.growth.sharded import is_sharded, reshard
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.rule.processes import JointLearning
+from pl_dendrites.training.optimizers import in_turn
 from pl_dendrites.training.own_gradients import OwnGradients
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.stand_still import StandStill
@@ -91,7 +92,7 @@ class CorrelationPhase:
         except BaseException:
             network.discard()
             raise
-        self._stand_still = StandStill(trainer, validate)
+        self._stand_still, self._optimizers = StandStill(trainer, validate), trainer.optimizers
         self._own_gradients: OwnGradients | None = None
         if self._thaws:
             needed = resumed is not None and bool(resumed.get("own_gradients"))
@@ -176,11 +177,17 @@ class CorrelationPhase:
         self._network.listen(True, frozen=own is None or not own.needed)
         self._stand_still.stepped = False
 
-    def begin_backward(self) -> None:
-        """Let the error be seen by those layers alone whose weights this backward pass would train."""
-        toggled = self._stand_still.toggled
-        parameters = None if toggled is None else [p for group in toggled.param_groups for p in group["params"]]
-        self._network.watch(parameters)
+    def begin_backward(self, loss: Tensor) -> None:
+        """Let the error be seen by those layers alone whose weights this backward pass would train.
+
+        And let it run where no candidate reaches the loss: the rest is frozen, and that is no mistake.
+
+        Args:
+            loss: where it begins.
+        """
+        if not loss.requires_grad:
+            loss.requires_grad_(True)
+        self._network.watch(in_turn(self._stand_still.toggled, self._optimizers, self._network))
         self._network.scale_loss(self._trainer_scale())
 
     def end_backward(self) -> None:

@@ -56,11 +56,15 @@ def known_form(model: nn.Module, sharded: bool = False) -> Form | None:
         return Form(None, "the model has private dendrites")
     if bodies:
         return Form(bodies, "neuron bodies learn from shared dendrites alone")
-    if sharded:
-        return Form(None, "the model is sharded, and nobody asked for shared dendrites")
-    if is_compiled(model):
-        return Form(None, "the model is compiled, and is not looked at when it runs")
-    return None
+    reasons = {
+        "nothing of the model is trainable, and it grows before its first batch": not any(
+            parameter.requires_grad for parameter in model.parameters()
+        ),
+        "the model is sharded, and nobody asked for shared dendrites": sharded,
+        "the model is compiled, and is not looked at when it runs": is_compiled(model),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    return None if reason is None else Form(None, reason)
 
 
 @dataclass

@@ -85,11 +85,12 @@ def _holds_alike(group: Group, parameter: nn.Parameter) -> bool:
 
 
 def _takes(optimizer: Optimizer, group: Group, parameter: nn.Parameter) -> bool:
-    if _holds_alike(group, parameter) or not group["params"]:
+    if _holds_alike(group, parameter):
         return True
+    like = group["params"][0] if group["params"] else nn.Parameter(torch.ones(2, 2))
     # Tried on the side: it takes a step with what it holds, and none with such a parameter. Where both fail, it is
     # for another reason (a closure, a mode), and that says nothing.
-    return _steps(optimizer, group, parameter) or not _steps(optimizer, group, group["params"][0])
+    return _steps(optimizer, group, parameter) or not _steps(optimizer, group, like)
 
 
 def _steps(optimizer: Optimizer, group: Group, like: nn.Parameter) -> bool:

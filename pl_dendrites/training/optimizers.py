@@ -20,6 +20,7 @@ __all__ = [
     "begin_phase",
     "following",
     "forget_weights",
+    "in_turn",
     "leave_unheld_alone",
     "order_parameters",
     "parameter_names",
@@ -96,6 +97,26 @@ def leave_unheld_alone(optimizers: Sequence[Optimizer], network: DendriticNetwor
     if len(unheld) == len(network.targets):
         raise MisconfigurationException(f"no layer can have dendrites. {', '.join(map(repr, unheld))}: {reason}")
     network.leave_alone(unheld, reason)
+
+
+def in_turn(
+    toggled: Optimizer | None, optimizers: Sequence[Optimizer], network: DendriticNetwork
+) -> list[nn.Parameter] | None:
+    """What a backward pass trains where losses take turns.
+
+    Args:
+        toggled: the optimizer whose turn it is; ``None``: every one's.
+        optimizers: all of the model. What grows on layers that none holds is the first one's.
+        network: the network.
+
+    Returns:
+        Parameters of the network; ``None``: all of them.
+    """
+    if toggled is None:
+        return None
+    held, own = _held(optimizers), network.own_parameters().values()
+    unheld = [p for layer in own if not any(id(p) in held for p in layer) for p in layer]
+    return [p for group in toggled.param_groups for p in group["params"]] + (unheld if toggled is optimizers[0] else [])
 
 
 @contextmanager

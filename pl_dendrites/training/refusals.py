@@ -121,6 +121,14 @@ def refuse_optimizers(trainer: pl.Trainer) -> None:
                     f"{name} {manner} its parameters once and cannot take in those of new dendrites. Use another"
                     " optimizer."
                 )
+    count, own = len(trainer.optimizers), [optimizer.param_groups for optimizer in trainer.optimizers]
+    empty = sum(not any(group["params"] for group in groups) for groups in own)
+    if empty and count > 1:
+        raise MisconfigurationException(
+            f"{empty} of the model's {count} optimizers hold no parameters, and nobody knows which"
+            " dendrites are theirs to train. Let each hold the layers that are its own, frozen or not: what grows on"
+            " them joins it. Or configure one optimizer."
+        )
 
 
 def refuse_homeless(optimizers: Sequence[Optimizer], network: DendriticNetwork) -> None:

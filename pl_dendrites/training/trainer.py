@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from pl_dendrites.core.keys import is_common_key
 
@@ -43,7 +44,9 @@ __all__ = [
     "save_straight",
     "shards",
     "unwrap",
+    "validate",
     "wrap",
+    "wrap_only_trained",
     "write_hyperparameters",
 ]
 
@@ -371,9 +374,40 @@ def wrap(trainer: pl.Trainer) -> None:
         strategy._pl_static_graph_delay_done = False
 
 
+def wrap_only_trained(trainer: pl.Trainer, shadows: Shadows) -> None:
+    """Have DDP not wrap a network of which nothing is trainable, until shadows are released: it refuses that.
+
+    Args:
+        trainer: the Trainer, about to set up its strategy.
+        shadows: released when that is done.
+    """
+    strategy: Any = trainer.strategy
+    if is_a(strategy, "DDPStrategy"):
+        configure = strategy.configure_ddp
+
+        def configure_if_trained() -> None:
+            if any(parameter.requires_grad for parameter in trainer.lightning_module.parameters()):
+                configure()
+
+        shadows.put(strategy, "configure_ddp", configure_if_trained)
+
+
 def has_communication_state(strategy: Any) -> bool:
     """Whether DDP has a communication hook that remembers gradients."""
     return getattr(strategy, "_ddp_comm_state", None) is not None
+
+
+def validate(trainer: pl.Trainer) -> None:
+    """Run a whole validation before the first batch of an epoch. Training draws the random numbers it would without.
+
+    Args:
+        trainer: the Trainer, which validates.
+    """
+    connector = trainer._logger_connector
+    first, trainer.validating = connector._first_loop_iter, True
+    with isolate_rng():
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training, connector._first_loop_iter = True, first
 
 
 def no_validation(trainer: pl.Trainer) -> Shadows:

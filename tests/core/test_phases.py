@@ -454,6 +454,27 @@ def test_a_base_phase_of_fixed_length_waits_for_its_first_score() -> None:
     assert machine.end_epoch().kind == "correlate"
 
 
+@pytest.mark.parametrize("options", [{"patience": 5}, {"base_epochs": 5}, {"growth_epochs": 5}])
+@pytest.mark.parametrize("correlation", [True, False])
+def test_a_base_phase_with_nothing_to_train_ends_with_its_first_score(
+    options: dict[str, int], correlation: bool
+) -> None:
+    machine = PhaseMachine("max", correlation=correlation, **options)
+    machine.trains = False
+    assert machine.step(0.3, settled=False).kind == "continue"
+    kind = "correlate" if correlation else "grow"
+    assert machine.step(0.5) == Decision(kind, "nothing of the network is trainable", is_best=True)
+    machine.commit()
+    assert machine.trains
+    machine = PhaseMachine("max", max_dendrites=0, **options)
+    machine.trains = False
+    assert machine.step(0.5).kind == "stop"
+    machine = PhaseMachine(**options)
+    machine.trains = False
+    with pytest.raises(ValueError, match="never finite"):
+        machine.step(NAN)
+
+
 @pytest.mark.parametrize("options", [{"patience": 1}, {"base_epochs": 1}], ids=str)
 def test_no_base_phase_ends_by_scores_that_may_not_decide(options: dict[str, int]) -> None:
     machine = PhaseMachine("max", **options)

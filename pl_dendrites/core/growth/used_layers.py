@@ -40,7 +40,7 @@ class UsedLayers:
         self._waiting = dict(layers)
 
     def look(self) -> None:
-        """Take in the gradients there are; call this after a backward pass, before they are cleared."""
+        """Take in what ran, and the gradients there are: after a backward pass, before they are cleared."""
         for name, layer in list(self._waiting.items()):
             # A weight may have a gradient though its layer never runs: others may use it.
             called, own = dendrites_of(layer).called, _trainable(layer)
