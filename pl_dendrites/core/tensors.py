@@ -91,6 +91,8 @@ def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
         torch.Size([4, 1, 3, 1, 1])
     """
     *lead, neurons = values.shape
+    if dim == -1 and not lead:  # they broadcast as they are
+        return values
     return values.reshape(*lead, *[1] * (ndim + dim), neurons, *[1] * (-dim - 1))
 
 

@@ -152,7 +152,9 @@ class Block(nn.Module):
         """
         dim = self.kind.dim
         for weight, output in zip(self.weights, outputs, strict=True):
-            factor, term = per_neuron(local(weight), dim, total.ndim).to(total.dtype), output.to(total.dtype)
+            factor, term = per_neuron(local(weight), dim, total.ndim), output
+            if not total.dtype == factor.dtype == term.dtype:
+                factor, term = factor.to(total.dtype), term.to(total.dtype)
             if self.neurons is None:
                 total = torch.addcmul(total, factor, term)
             else:
@@ -254,14 +256,14 @@ def cascade(
         (1.0, 0.0)
     """
     outputs: list[Tensor] = []
-    row = 0
+    rows = iter(links.unbind())
     for potential in potentials:
         total = potential
         for earlier in (*below, *outputs):
-            link = per_neuron(links[row], dim, earlier.ndim).to(earlier.dtype)
+            link = per_neuron(next(rows), dim, earlier.ndim)
+            link = link if link.dtype == earlier.dtype else link.to(earlier.dtype)
             # In place from the second on: what the first made belongs to nobody else.
             total = torch.addcmul(total, link, earlier) if total is potential else total.addcmul_(link, earlier)
-            row += 1
         outputs.append(activation(total))
     return outputs
 

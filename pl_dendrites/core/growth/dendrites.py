@@ -153,14 +153,15 @@ class Dendrites(nn.ModuleList):
         watch = self.watch
         if watch is not None and not (watch.listening and torch.is_grad_enabled()):
             watch = None
-        if candidates is None and watch is None and not len(self):
+        blocks = list(self)
+        if candidates is None and watch is None and not blocks:
             return out
         total = own
         seen: list[Tensor] = []
-        for block in self:
+        for block in blocks:
             outputs = block(inputs, own, seen)
             total = block.add_to(total, outputs)
-            if candidates is not None or block is not self[-1]:  # else nobody looks
+            if candidates is not None or block is not blocks[-1]:  # else nobody looks
                 seen = [*seen, *block.for_all(outputs, own)]
         if candidates is not None:
             watched = candidates.watched(inputs, total, [output.detach() for output in seen])
