@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pl_dendrites.core.fusing.around import fuse_around
 from pl_dendrites.core.fusing.copies import fuse_copies, fuse_recurrent
+from pl_dendrites.core.fusing.norms import fold_norms
 from pl_dendrites.core.fusing.path import NotFusible, Path
 from pl_dendrites.core.fusing.private import Affine, fuse_private
 from pl_dendrites.core.growth.dendrites import Dendrites
@@ -32,9 +30,9 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
 
     Each layer and all its dendrites become one ``torch.fx.GraphModule``: one product for all that sees the input, and
     a slice, an activation, a product and a sum for each dendrite. Shared dendrites become a path beside the module that
-    they hang around. A batch normalisation that follows a grown layer directly in an ``nn.Sequential`` is folded in. It
-    is faster than the model with its hooks, tools that count, quantise or export see what they know, and
-    ``torch.save(fused)`` loads where this package is not installed.
+    they hang around. A batch normalisation that follows a grown layer and nothing else is folded in. It is faster than
+    the model with its hooks, tools that count, quantise or export see what they know, and ``torch.save(fused)`` loads
+    where this package is not installed.
 
     The copy is an ordinary network: it can be trained, as plain layers can, but grows no more.
 
@@ -66,7 +64,7 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     for module in twin.modules():
         stop_growing_on_load(module)
-    folded = dict(_fold(twin))
+    folded = fold_norms(twin)
     fused: dict[nn.Module, nn.Module] = {}
     reasons = {}
     # The inner ones first, for a module around which dendrites hang may have grown layers.
@@ -125,32 +123,3 @@ def _bare_soma(soma: Soma) -> nn.Module:
     nothing = path.value("weight", soma.bias.new_zeros(soma.outputs, 0))
     product = path.call(F.linear, path.method("narrow", x, -1, 0, 0), nothing, path.value("bias", soma.bias))
     return path.finish(product)
-
-
-def _fold(model: nn.Module) -> Iterator[tuple[nn.Module, Affine]]:
-    # Grown layers, each with the batch normalisation that follows it and nothing else; it goes.
-    uses = Counter(child for parent in model.modules() for child in parent._modules.values())
-    grown = {layer for _, layer in attached_layers(model)}
-    for parent in list(model.modules()):
-        if not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
-            continue
-        for (_, layer), (name, norm) in pairwise(list(parent.named_children())):
-            if layer not in grown or uses[layer] + uses[norm] > 2 or not _is_affine(norm, dendrites_of(layer)):  # noqa: PLR2004
-                continue
-            assert isinstance(norm, _BatchNorm)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
-            yield layer, Affine(scale, (0 if norm.bias is None else norm.bias) - norm.running_mean * scale)
-            setattr(parent, name, nn.Identity())
-
-
-def _is_affine(norm: nn.Module, dendrites: Dendrites) -> bool:
-    return (
-        isinstance(norm, _BatchNorm)
-        and norm.running_var is not None
-        and not (norm._forward_hooks or norm._forward_pre_hooks)
-        and isinstance(dendrites.kind, LinearConv)
-        and norm.num_features == dendrites.kind.neurons
-        and len(dendrites) == len(dendrites.private) > 0
-    )

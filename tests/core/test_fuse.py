@@ -175,6 +175,36 @@ def test_batch_normalisation_is_folded_where_it_follows(affine: bool) -> None:
         assert not any(isinstance(part, norm) for part in assert_fused(model, random_input(shape)).modules())
 
 
+class Residual(nn.Module):
+    """Convolutions with normalisations in a forward of its own, as a ResNet has them."""
+
+    def __init__(self, seen: bool = False, asks: bool = False) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = (
+            *(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
+            *(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
+        )
+        self.seen, self.asks = seen, asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.conv1(x)
+        out = self.bn2(self.conv2(self.bn1(before).relu()))
+        if self.asks and out.sum() > 0:
+            return out
+        return out + x + (before if self.seen else 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"), [({}, []), ({"seen": True}, ["bn1"]), ({"asks": True}, ["bn1", "bn2"])], ids=str
+)
+def test_batch_normalisation_in_a_forward_of_ones_own(settings: dict[str, bool], left: list[str]) -> None:
+    model = grown(Residual(**settings), ["conv1", "conv2"])
+    for norm in (model.bn1, model.bn2):
+        norm.running_mean.normal_()
+    fused = assert_fused(model, random_input((2, 3, 4, 4)))
+    assert [name for name, part in fused.named_modules() if isinstance(part, nn.BatchNorm2d)] == left
+
+
 def test_batch_normalisation_stays_where_something_else_comes_between_or_uses_the_layer() -> None:
     model = grown(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.BatchNorm1d(4)), ["0"])
     model[2].running_mean.normal_()
