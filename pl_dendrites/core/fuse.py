@@ -73,9 +73,11 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
         take_off(layer)
         _put(layer, fused)
         try:
-            fused[layer] = _fuse(layer, dendrites, folded.get(layer), compact)
+            made = _fuse(layer, dendrites, folded.get(layer), compact)
         except NotFusible as reason:
             reasons[name] = reason
+        else:
+            fused |= {} if made is layer else {layer: made}
     if reasons:
         raise ValueError("not all of it can be fused:\n" + "\n".join(f"  '{n}': {why}" for n, why in reasons.items()))
     somas = [soma for soma in twin.modules() if isinstance(soma, Soma)]

@@ -57,7 +57,7 @@ def test_every_layer_with_every_mixture(
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "gelu", "sharp_gelu"])
 def test_every_activation(activation: str) -> None:
-    forms = [Form(2, activation), Form(2, activation, fan_in=2, neurons=2)]
+    forms = [Form(2, activation), Form(2, activation, fan_in=2, neurons=2), Form(1, activation)]
     for make in (lambda: nn.Linear(5, 4), lambda: nn.Conv1d(5, 4, 2), lambda: Sequence(nn.Linear(5, 4))):
         layer = make_layer(make, forms) if not isinstance(make(), Sequence) else grown(make(), ["0"], activation)
         assert_fused(layer, random_input((3, 5, 5)))
@@ -100,7 +100,7 @@ def test_cells_with_and_without_a_state(make: type[nn.RNNCellBase]) -> None:
 
 
 def test_copies_of_a_module_that_works_in_place() -> None:
-    block = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 4), nn.BatchNorm1d(4))
+    block = nn.Sequential(nn.LeakyReLU(0.1, inplace=True), nn.Linear(5, 4), nn.BatchNorm1d(4))
     model = grown(nn.Sequential(nn.Linear(5, 5), block), ["1"], x=random_input((7, 5)))
     assert_fused(model, random_input((7, 5)))
 
