@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pl_dendrites.core import Form, Soma, UnitSet, attach, attach_shared, fuse
 from tests.core.helpers import grow, output_of, randomise
 from tests.core.test_stacks import LAYERS_WITH_MIXTURES, make_layer, random_input
+from tests.layer_table import Causal, Conv1D
 
 ALONE = """
 import sys
@@ -225,6 +226,17 @@ def test_a_transformer_layer_reads_no_weights_past_the_dendrites() -> None:
         mask[0, 4] = True
         padded = [part(x, src_key_padding_mask=mask)[~mask] for part in (fused, model)]  # the rest is left to chance
         torch.testing.assert_close(*padded)
+
+
+def test_gpt2s_linear_layer_and_layers_of_ones_own() -> None:
+    assert_fused(grown(Conv1D(4, 5), [""]), random_input((2, 3, 5)))
+    assert_fused(grown(Causal(3, 4, 3), [""], x=random_input((2, 3, 7))), random_input((2, 3, 7)))
+
+
+def test_arguments_may_be_given_by_name_and_a_size_asked_for() -> None:
+    layer, x = grown(nn.ConvTranspose2d(3, 4, 3, stride=2), [""]).eval(), random_input((2, 3, 5, 5))
+    fused = fuse(layer)
+    torch.testing.assert_close(fused(input=x, output_size=[12, 12]), layer(input=x, output_size=[12, 12]))
 
 
 def test_a_layer_with_a_parametrized_weight() -> None:
