@@ -24,7 +24,7 @@ def set_line(history: Sequence[Record], stays: bool = False) -> str:
         >>> before = {"accepted": None, "best_score": 0.2781}
         >>> after = {"accepted": True, "cycle": 1, "score": 0.2438, "parameters": 1390, "monitor": "val_loss"}
         >>> set_line([before, after])
-        'set 1 kept: val_loss 0.2781 -> 0.2438 (-12.4 %), 1,390 parameters'
+        'set 1 kept: val_loss 0.2781 -> 0.2438 (-12.3 %), 1,390 parameters'
     """
     record = history[-1]
     if record["accepted"] is None:
@@ -53,7 +53,7 @@ def result_line(history: Sequence[Record], left: Record, stays: bool = False) ->
         >>> first = {"accepted": None, "score": 0.2781, "best_score": 0.2781, "monitor": "val_loss"}
         >>> last = {"accepted": True, "score": 0.2438, "best_score": 0.2438}
         >>> result_line([first, last], {"dendrites": 1, "parameters": 1390})
-        'val_loss 0.2781 -> 0.2438 (-12.4 %): 1 of 1 set kept; the best network, 1 dendrite per neuron, 1,390 parameters, is in the model'
+        'val_loss 0.2781 -> 0.2438 (-12.3 %): 1 of 1 set kept; the best network, 1 dendrite per neuron, 1,390 parameters, is in the model'
     """  # noqa: E501
     tried = [record for record in history if record["accepted"] is not None]
     kept = len(tried) if stays else sum(record["accepted"] for record in tried)

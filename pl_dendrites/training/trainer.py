@@ -191,8 +191,9 @@ class ProgressBar:
 
 @contextmanager
 def bar_aside(trainer: pl.Trainer) -> Iterator[None]:
-    """Take a bar off the terminal, TQDM's or Rich's: a line that is logged would stand behind it, where Rich wipes it
-    out. Afterwards the bar stands below.
+    """Take a bar off the terminal, TQDM's or Rich's, while a line is logged. Afterwards it stands below.
+
+    The line would stand behind it otherwise, and what stands there Rich wipes out.
     """
     bar = trainer.progress_bar_callback
     tqdm_bar, progress = getattr(bar, "_train_progress_bar", None), getattr(bar, "progress", None)
