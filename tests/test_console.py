@@ -134,12 +134,6 @@ def test_every_line_stays_on_the_terminal_and_says_whether_it_helped(terminal: d
         assert re.fullmatch(pattern, line), line
 
 
-def test_no_line_and_no_bar_is_left_in_another(terminal: dict[str, str]) -> None:
-    for text in terminal.values():
-        for row in Screen(text).rows:
-            assert len(re.findall("DendriteCallback|Epoch|Validation", row)) <= 1, row
-
-
 def test_the_models_own_metrics_stand_on_a_bar_of_80_columns(terminal: dict[str, str]) -> None:
     _, *states = re.findall(r"Epoch \d+: 100%[^\r]*", terminal["tqdm"])  # of the first there was none yet
     assert len(states) > 2
