@@ -252,7 +252,10 @@ class DendriteCallback(pl.Callback):
         return self._fit.machine.stop_reason
 
     def summary(self) -> str:
-        """A table of 100 columns, a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, why."""
+        """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why.
+
+        It fits 100 columns: a reason that is long goes on in the next line.
+        """
         return summary_table(self.history) if self._fit.began else _NO_FIT
 
     @property
