@@ -116,8 +116,9 @@ class DendriteCallback(pl.Callback):
         keep_sizes: keep the best network of each size that the fit passes, for :meth:`take`, where the best network is:
             in memory and checkpoints, once for all that they have in common, or on the disk. ``None``: the largest of
             them, as long as all but the best take up to 16 MiB of memory; none on the disk, or of sharded models.
-        verbose: say on the console what happens: one log line per event, with its reason, and on the progress bar the
-            phase, the dendrites per neuron and, in correlation phases, the largest correlation of the last epoch.
+        verbose: say on the console what happens: one log line per event, with its reason, whether each set helped
+            and what the fit leaves; and on the progress bar the phase, the dendrites per neuron and, in correlation
+            phases, the largest correlation of the last epoch.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -251,7 +252,10 @@ class DendriteCallback(pl.Callback):
         return self._fit.machine.stop_reason
 
     def summary(self) -> str:
-        """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why."""
+        """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why.
+
+        It fits 100 columns: a reason that is long goes on in the next line.
+        """
         return summary_table(self.history) if self._fit.began else _NO_FIT
 
     @property

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pl_dendrites.arguments import Settings
 from pl_dendrites.core.growth.sharded import is_sharded
@@ -18,6 +17,7 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import Decision, PhaseMachine
 from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.forming import Forming
+from pl_dendrites.reporting.console import Console
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.left_alone import LeftAlone
 from pl_dendrites.reporting.records import phase_begins, phase_record, why_none
@@ -33,7 +33,7 @@ from pl_dendrites.training.fsdp import Shards, changing, saved_parameter_names
 from pl_dendrites.training.processes import Processes
 from pl_dendrites.training.rewiring import Rewiring
 from pl_dendrites.training.score import Score, TrainingLoss
-from pl_dendrites.training.trainer import Shadows, after_epoch_of, bar_aside, save_straight, unwrap, wrap
+from pl_dendrites.training.trainer import Shadows, after_epoch_of, save_straight, unwrap, wrap
 from pl_dendrites.training.untrained import Untrained
 
 __all__ = ["Fit"]
@@ -77,7 +77,8 @@ class Fit:
         self._correlation: CorrelationPhase | None = None
         self.untrained = Untrained()
         self._rewiring: Rewiring | None = None
-        self._shows: Display  # both from when it begins
+        self._console: Console  # all three from when it begins
+        self._shows: Display
         self._tells: LeftAlone
         self._uses = UsedLayers({})
         self._batches, self._counted = 0, -1  # trained so far; at the end of the last epoch
@@ -90,7 +91,8 @@ class Fit:
         """Attach the dendrites. Not when the Trainer sets up, for a model may make its layers only then."""
         self._seed = Processes(trainer).first(torch.initial_seed() % 2**31)
         self.attach(trainer, module)
-        self._tells = LeftAlone(partial(self._say, trainer), Processes(trainer))
+        self._console = Console(trainer, self._settings.verbose)
+        self._tells = LeftAlone(self._console.say, Processes(trainer))
         if not self._settings.is_open:
             self._tells.tell(self._network)
             self._tells.tell_frozen(self._network)
@@ -133,6 +135,7 @@ class Fit:
         self.untrained.begin(trainer, self.machine)
         if self.machine.stop_reason:
             trainer.should_stop = True
+        self._console.begin_training()
         self._shows.begin_training(self.machine)
 
     def end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -168,11 +171,12 @@ class Fit:
             self._late.release()
 
     def _finish(self, trainer: pl.Trainer, module: pl.LightningModule, reason: str, restore: bool = True) -> None:
-        self._record(trainer, reason)
+        self._record(trainer, reason, told=restore)
         self.let_go()
         if restore:
             with changing(trainer, self._network):
                 self._restore_best(trainer, module)
+            self._console.end_fit(self.history, self._network, stays=not self.machine.goes_back)
         self.machine.wind_up()
         self._shows.end_fit(trainer, self.machine, self._network)
         self.training = False
@@ -227,7 +231,7 @@ class Fit:
         network = self._forming.end_batch(trainer, self._network)
         if network is not None:
             self._take(trainer, network)
-        self._say(trainer, f"{self._settings.form} dendrites: {self._settings.record['form_reason']}")
+        self._console.say(f"{self._settings.form} dendrites: {self._settings.record['form_reason']}")
         self._tells.tell(self._network)
 
     def begin_validation(self) -> None:
@@ -282,7 +286,7 @@ class Fit:
         if decision.kind == "integrate" and not self._network.layers_with_error():
             decision = self.machine.stop("no target layer ever had a finite error")
         if decision.kind == "stop":
-            self._say(trainer, f"growth ends: {decision.reason}")
+            self._console.say(f"growth ends: {decision.reason}")
             trainer.should_stop = True
 
     # -- phases -------------------------------------------------------------------------------------------------------
@@ -296,7 +300,7 @@ class Fit:
                 self._restore_best(trainer, module)
         self._commit()
         self._start_candidates(trainer, whole_epoch=whole_epoch)
-        self._say_phase(trainer, decision)
+        self._say_phase(decision)
 
     def _start_candidates(
         self, trainer: pl.Trainer, resumed: Mapping[str, Any] | None = None, whole_epoch: bool = True
@@ -315,7 +319,7 @@ class Fit:
         assert self._correlation is not None
         self._correlation.keep_strongest(whole_epoch)
         self.machine.commit()
-        self._say(trainer, f"candidates keep {self._settings.next['fan_in']} inputs, the strongest: {decision.reason}")
+        self._console.say(f"candidates keep {self._settings.next['fan_in']} inputs, the strongest: {decision.reason}")
 
     def _begin_base(self, trainer: pl.Trainer, module: pl.LightningModule, decision: Decision) -> None:
         network = self._network
@@ -336,7 +340,7 @@ class Fit:
         if self._rewiring is not None:
             self._rewiring.begin_phase()
         optimizers.begin_phase(trainer.optimizers, self._initial, self._settings.restart)
-        self._say_phase(trainer, decision)
+        self._say_phase(decision)
 
     def _restore_best(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not self.best.restore(module):
@@ -366,8 +370,10 @@ class Fit:
             return self._describe(self.machine.stop_reason)
         return None if self._resumed is None else self._resumed.running
 
-    def _record(self, trainer: pl.Trainer, reason: str) -> None:
+    def _record(self, trainer: pl.Trainer, reason: str, told: bool = True) -> None:
         self.history.append(self._describe(reason))
+        if told:
+            self._console.end_phase(self.history, stays=not self.machine.goes_back)
         self._shows.end_phase(trainer, self.history)
 
     def _describe(self, reason: str) -> dict[str, Any]:
@@ -375,14 +381,9 @@ class Fit:
             return {**self._resumed.running, "reason": reason}
         return phase_record(self.machine, self._network, reason) | self._settings.record
 
-    def _say_phase(self, trainer: pl.Trainer, decision: Decision) -> None:
+    def _say_phase(self, decision: Decision) -> None:
         pool = self._settings.phase["pool"]
-        self._say(trainer, f"{phase_begins(self.machine, self._network, pool)}: {decision.reason}")
-
-    def _say(self, trainer: pl.Trainer, message: str) -> None:
-        if self._settings.verbose:
-            with bar_aside(trainer):
-                rank_zero_info(f"DendriteCallback: {message}")
+        self._console.say(f"{phase_begins(self.machine, self._network, pool)}: {decision.reason}")
 
     @property
     def _settings(self) -> Settings:

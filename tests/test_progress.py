@@ -79,9 +79,12 @@ def test_each_event_has_a_line_of_its_own_beside_a_tqdm_bar(capsys: pytest.Captu
     finally:
         logger.removeHandler(handler)
     events = [shown for message, shown in before.items() if message.startswith("DendriteCallback: ")]
-    assert len(events) == 5
+    assert len(events) == 8
     assert "it/s" in events[0]
-    assert all(shown.endswith("\r") for shown in events)  # where the line begins, the bar is wiped out
+    # Where the line begins, the bar is wiped out, or is over.
+    assert all(shown.endswith("\r") for shown in events[:-2])
+    assert events[-2].endswith("\n")
+    assert events[-1] == ""
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

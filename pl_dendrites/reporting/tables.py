@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from textwrap import wrap
 from typing import Any
 
 __all__ = ["decisions_markdown", "summary_table"]
 
-_COLUMNS = ("cycle", "dendrites", "parameters", "epochs", "best score", "accepted", "why")
+_WIDTH, _NARROWEST, _GAP = 100, 24, "  "
+_LEFT = (5, 6)  # columns of text: accepted, why
 
 
 def summary_table(history: Sequence[Mapping[str, Any]]) -> str:
-    """A row per cycle, as text.
+    """A row per cycle, as text of at most 100 columns: what is longer goes on in the next line.
 
     Args:
         history: records of finished phases.
@@ -29,22 +32,30 @@ def summary_table(history: Sequence[Mapping[str, Any]]) -> str:
         ...                 "score": 0.5,
         ...                 "accepted": None,
         ...                 "reason": "no improvement in 3 validations",
+        ...                 "monitor": "val_loss",
         ...             }
         ...         ]
         ...     )
         ... )
-        cycle  dendrites  parameters  epochs  best score  accepted  why
-        -----  ---------  ----------  ------  ----------  --------  -------------------------------
-            0          0          10       7         0.5            no improvement in 3 validations
+        cycle  dendrites  parameters  epochs  best val_loss  accepted  why
+        -----  ---------  ----------  ------  -------------  --------  -------------------------------
+            0          0          10       7            0.5            no improvement in 3 validations
     """
-    rows = [_COLUMNS, *_cycles(history)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    rows = [_columns(history), *_cycles(history)]
+    limits = [_NARROWEST] * (len(rows[0]) - 1)
+    widths = [min(limit, max(len(row[i]) for row in rows)) for i, limit in enumerate(limits)]
+    left = max(_NARROWEST, _WIDTH - sum(widths) - len(_GAP) * len(widths))
+    widths.append(min(left, max(len(row[-1]) for row in rows)))
     rows.insert(1, tuple("-" * width for width in widths))
-    lines = (
-        "  ".join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(line for row in rows for line in _lines(row, widths))
+
+
+def _lines(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    wrapped = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+    return [
+        _GAP.join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(cells, widths, strict=True))).rstrip()
+        for cells in zip_longest(*wrapped, fillvalue="")
+    ]
 
 
 def decisions_markdown(history: Sequence[Mapping[str, Any]]) -> str:
@@ -53,9 +64,15 @@ def decisions_markdown(history: Sequence[Mapping[str, Any]]) -> str:
     Args:
         history: records of finished phases.
     """
-    table = [_COLUMNS, ["---"] * len(_COLUMNS), *_cycles(history)]
+    columns = _columns(history)
+    table = [columns, ["---"] * len(columns), *_cycles(history)]
     lines = ["| " + " | ".join(row[:-1]) + " |" for row in table]  # the reasons follow, one for each phase
     return "\n".join(["#### Cycles", "", *lines, "", "#### Why each phase ended", "", *map(_decision, history)])
+
+
+def _columns(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    metric = history[0].get("monitor", "score") if history else "score"
+    return "cycle", "dendrites", "parameters", "epochs", f"best {metric}", "accepted", "why"
 
 
 def _cycles(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -93,4 +110,4 @@ def _number(score: float | None) -> str:
 
 
 def _align(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if _COLUMNS[column] in ("accepted", "why") or not cell else cell.rjust(width)
+    return cell.ljust(width) if column in _LEFT or not cell else cell.rjust(width)

@@ -30,6 +30,7 @@ __all__ = [
     "computing_dtype",
     "gradient_scaler",
     "has_communication_state",
+    "has_endless_bar",
     "is_a",
     "load_within",
     "logged_hyperparameters",
@@ -168,7 +169,7 @@ class ProgressBar:
         trainer: the Trainer.
 
     Attributes:
-        items: shown before all others.
+        items: shown behind all others, for a narrow terminal cuts off what stands last.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -180,7 +181,8 @@ class ProgressBar:
             self._shadows.put(bar, "get_metrics", self._with_items)
 
     def _with_items(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**self.items, **self._get_metrics(*args, **kwargs)}
+        shown = self._get_metrics(*args, **kwargs)
+        return {**shown, **{name: text for name, text in self.items.items() if name not in shown}}
 
     def release(self) -> None:
         """Give the bar back as it was."""
@@ -189,11 +191,37 @@ class ProgressBar:
 
 @contextmanager
 def bar_aside(trainer: pl.Trainer) -> Iterator[None]:
-    """Take TQDM's bar off the screen: a line that is logged would stand behind it. Afterwards it stands below."""
-    bar = getattr(trainer.progress_bar_callback, "_train_progress_bar", None)
-    aside = getattr(bar, "external_write_mode", nullcontext)
-    with aside():
+    """Take a bar off the terminal, TQDM's or Rich's, while a line is logged. Afterwards it stands below.
+
+    The line would stand behind it otherwise, and what stands there Rich wipes out.
+    """
+    bar = trainer.progress_bar_callback
+    tqdm_bar, progress = getattr(bar, "_train_progress_bar", None), getattr(bar, "progress", None)
+    aside = getattr(tqdm_bar, "external_write_mode", nullcontext)
+    with aside(), nullcontext() if progress is None else _hidden(progress):
         yield
+
+
+@contextmanager
+def _hidden(progress: Any) -> Iterator[None]:
+    # Not stopped and started: Rich then wipes out as many lines as the bar had, of what was logged.
+    tasks = [task for task in progress.tasks if task.visible]
+    _show(progress, tasks, False)
+    try:
+        yield
+    finally:
+        _show(progress, tasks, True)
+
+
+def _show(progress: Any, tasks: Iterable[Any], visible: bool) -> None:
+    for task in tasks:
+        task.visible = visible
+    progress.refresh()
+
+
+def has_endless_bar(trainer: pl.Trainer) -> bool:
+    """Whether a bar of Rich's counts the epochs of a fit that has no limit, up to the -2nd."""
+    return trainer.max_epochs == -1 and is_a(trainer.progress_bar_callback, "RichProgressBar")
 
 
 def gradient_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
