@@ -179,10 +179,10 @@ def test_a_file_that_answers_otherwise_is_not_written(wrong: str, monkeypatch: p
 
 
 def test_compact_is_smaller() -> None:
-    model, x = Soma(2000, 3), torch.randn(64, 2000)
+    model, x = Soma(400, 3), torch.randn(64, 400)
     network = attach_shared(model)
     model(x)
-    network.set_next(UnitSet(units=20, field=4))
+    network.set_next(UnitSet(units=40, field=20))
     network.start_candidates()
     (model(x) - x[:, :3]).square().sum().backward()
     network.integrate()
