@@ -44,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given.int8 and (given.input is None or _SHAPE.fullmatch(given.input)):
             raise ValueError("--int8 is fitted to real examples: give a file of them, --input examples.pt")
-        made = {"map_location": "cpu", **given.arguments}
-        model = load_from_checkpoint(_class(given.model), given.checkpoint, **made)
+        model = _load(_class(given.model), given.checkpoint, given.arguments)
         inputs = _inputs(given.input, model)
         exported = export_fused(model, path, inputs, to=given.to, int8=given.int8, compact=given.compact)
     except (ImportError, OSError, ValueError) as error:
@@ -96,6 +95,13 @@ def _class(name: str) -> type[pl.LightningModule]:
     if not (isinstance(found, type) and callable(getattr(found, "load_from_checkpoint", None))):
         raise ValueError(f"--model: a LightningModule's full name is needed, as my_package.models.Net; got {name!r}")
     return found
+
+
+def _load(model_class: type[pl.LightningModule], path: str, arguments: dict[str, Any]) -> pl.LightningModule:
+    try:
+        return load_from_checkpoint(model_class, path, **{"map_location": "cpu", **arguments})
+    except TypeError as error:
+        raise ValueError(f"{error}; --arguments gives the model what the checkpoint has not") from error
 
 
 def _inputs(given: str | None, model: pl.LightningModule) -> Tensor | Sequence[Tensor]:

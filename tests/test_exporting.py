@@ -33,6 +33,9 @@ class Net(L.LightningModule):
         self.body, self.head = nn.Linear(4, hidden), nn.Linear(hidden, 3)
     def forward(self, x):
         return self.head(torch.relu(self.body(x)))
+class Sized(Net):
+    def __init__(self, size):
+        super().__init__(size)
 class Shown(Net):
     def __init__(self):
         super().__init__()
@@ -123,6 +126,7 @@ BAD = {
     "a file that is not there": (["--input", "nowhere.pt"], "nowhere.pt"),
     "a file of something else": (["--input", "nets.py"], "no file of tensors"),
     "no class": (["--model", "nets.torch"], "my_package.models.Net"),
+    "a class that needs arguments": (["--model", "nets.Sized"], "--arguments"),
     "no module": (["--model", "nowhere.Net"], "nowhere"),
     "a bare name": (["--model", "Net"], "my_package.models.Net"),
     "no format": (["--to", "gguf"], "invalid choice"),
@@ -158,9 +162,11 @@ def test_the_model_stays_as_it_is() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modes = [part.training for part in model.modules()]
     threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     assert export_fused(model, "net.pt", torch.randn(4, 4), to="pickle").largest_difference < 1e-5
     assert [part.training for part in model.modules()] == modes
-    assert torch.get_num_threads() == threads
+    after, _ = torch.get_num_threads(), torch.set_num_threads(threads)
+    assert after == threads + 1
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 
 
