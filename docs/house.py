@@ -27,6 +27,7 @@ SAYS = {
     "training": "the Trainer's side",
     "controls": "what could do as well",
     "saved": "what is saved, how it returns",
+    "exporting": "files for other machines",
     "core": "dendrites of a model; torch alone",
     "core/growth": "what hangs on a layer",
     "core/fusing": "a layer in plain PyTorch",

@@ -20,6 +20,7 @@ from pl_dendrites.core import (
 if TYPE_CHECKING:
     from pl_dendrites.callback import DendriteCallback
     from pl_dendrites.comparison import compare
+    from pl_dendrites.exporting.fused import export_fused
     from pl_dendrites.saved.loading import load_from_checkpoint
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "compare",
     "dendrites_state_dict",
     "detach",
+    "export_fused",
     "fuse",
     "grow_on_load",
     "growing",
@@ -55,4 +57,8 @@ def __getattr__(name: str) -> Any:
         from pl_dendrites.comparison import compare
 
         return compare
+    if name == "export_fused":
+        from pl_dendrites.exporting.fused import export_fused
+
+        return export_fused
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,7 @@ FLOORS = (
     ("pl_dendrites.core.growth",),
     ("pl_dendrites.core.fusing",),
     ("pl_dendrites.core",),
-    ("pl_dendrites.saved", "pl_dendrites.training", "pl_dendrites.controls"),
+    ("pl_dendrites.saved", "pl_dendrites.training", "pl_dendrites.controls", "pl_dendrites.exporting"),
     ("pl_dendrites.reporting",),
     ("pl_dendrites",),
 )

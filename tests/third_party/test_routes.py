@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pl_dendrites import DendriteCallback, fuse
+from pl_dendrites import DendriteCallback, export_fused, fuse
 from pl_dendrites.core import Soma
 from tests.models import QUIET
 
@@ -216,3 +216,18 @@ def test_eight_bits_in_executorch(grown: nn.Module, tmp_path: Path) -> None:
     small = torch.export.export(convert_pt2e(prepared), (x[:1],))
     path.write_bytes(lowered(small).to_executorch().buffer)
     assert right(elsewhere("executorch", path, x)) >= right(grown(x)) - _LOST
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kind", ["onnx", "executorch"])
+def test_what_export_fused_writes(kind: str, int8: bool, grown: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip({"onnx": "onnxruntime", "executorch": "executorch.exir"}[kind])
+    path, x = tmp_path / f"grown.{kind}", parts()[2][0]
+    exported = export_fused(grown, path, parts()[0][0][:200], to=kind, int8=int8)
+    answers, expected = elsewhere(kind, path, x), grown(x).detach()
+    assert right(answers) >= right(expected) - _LOST
+    # What it says of examples that it saw holds for others too, about.
+    assert (answers - expected).abs().max() < 10 * exported.largest_difference
+    assert (exported.largest_difference < 1e-4 * exported.largest_answer) is not int8
+    assert exported.bytes == path.stat().st_size
+    assert not list(tmp_path.glob(".grown*"))
