@@ -91,6 +91,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("nets", None)
 
 
+@pytest.mark.long
 def test_the_command_writes_what_answers_as_the_model_where_this_package_is_not(
     made: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
