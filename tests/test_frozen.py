@@ -310,14 +310,21 @@ def manual(model: nn.Module) -> Any:
     return SGD(filter(lambda p: p.requires_grad, model.parameters()), lr=0.1, momentum=0.9)
 
 
-class Manual(Classifier):
+class Backbone(Classifier):
+    """Pretrained, and frozen whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load_state_dict(pretrained().state_dict())
+        self.requires_grad_(False).eval()
+
+
+class Manual(Backbone):
     """Steps its optimizer itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.load_state_dict(pretrained().state_dict())
-        self.requires_grad_(False).eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         optimizer = self.optimizers()
@@ -326,14 +333,12 @@ class Manual(Classifier):
         optimizer.step()
 
 
-class Part(Classifier):
+class Part(Backbone):
     """Checkpoints have nothing that is frozen by the user; that is made anew each time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False
-        self.load_state_dict(pretrained().state_dict())
-        self.requires_grad_(False).eval()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}

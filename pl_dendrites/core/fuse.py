@@ -10,9 +10,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from pl_dendrites.core.fusing.around import fuse_around
+from pl_dendrites.core.fusing.computation import Computation, NotFusible
 from pl_dendrites.core.fusing.copies import fuse_copies, fuse_recurrent
 from pl_dendrites.core.fusing.norms import fold_norms
-from pl_dendrites.core.fusing.path import NotFusible, Path
 from pl_dendrites.core.fusing.private import Affine, fuse_private
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, take_off
@@ -120,8 +120,8 @@ def _put(model: nn.Module, fused: Mapping[nn.Module, nn.Module]) -> None:
 
 def _bare_soma(soma: Soma) -> nn.Module:
     # Biases alone: of a product with nothing.
-    path = Path()
-    (x,) = path.arguments_of(soma)
-    nothing = path.value("weight", soma.bias.new_zeros(soma.outputs, 0))
-    product = path.call(F.linear, path.method("narrow", x, -1, 0, 0), nothing, path.value("bias", soma.bias))
-    return path.finish(product)
+    graph = Computation()
+    (x,) = graph.arguments_of(soma)
+    nothing = graph.value("weight", soma.bias.new_zeros(soma.outputs, 0))
+    product = graph.call(F.linear, graph.method("narrow", x, -1, 0, 0), nothing, graph.value("bias", soma.bias))
+    return graph.finish(product)

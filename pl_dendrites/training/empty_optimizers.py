@@ -46,7 +46,9 @@ class _StandIn:
     """Stands in for the method that makes optimizers as long as a block is open, in whatever thread."""
 
     def __init__(self) -> None:
-        self._lock, self._blocks, self._make = threading.Lock(), 0, Optimizer.__init__
+        self._lock, self._blocks = threading.Lock(), 0
+        self._make: Any = None
+        self._ours: Any = None
 
     def open(self) -> None:
         """A block begins."""
@@ -54,13 +56,14 @@ class _StandIn:
             self._blocks += 1
             if self._blocks == 1:
                 self._make = Optimizer.__init__
-                Optimizer.__init__ = _with_a_group(self._make)  # type: ignore[method-assign]
+                Optimizer.__init__ = self._ours = _with_a_group(self._make)  # type: ignore[method-assign]
 
     def close(self) -> None:
         """A block ends; with the last the class is what it was."""
         with self._lock:
             self._blocks -= 1
-            if not self._blocks:
+            # Else somebody has put another over it, and will put ours back, which does nothing.
+            if not self._blocks and Optimizer.__init__ is self._ours:
                 Optimizer.__init__ = self._make  # type: ignore[method-assign]
 
 

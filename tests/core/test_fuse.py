@@ -275,7 +275,13 @@ def test_its_graph_is_small_and_it_exports_with_any_batch() -> None:
     fused, x = fuse(model.eval()), torch.randn(4, 6)
     assert len(torch.export.export(fused, (x,)).graph.nodes) <= 45
     program = torch.export.export(fused, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.testing.assert_close(program.module()(torch.randn(2, 6).copy_(x[:2])), model(x[:2]))
+    torch.testing.assert_close(program.module()(x[:2]), model(x[:2]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_it_can_be_scripted() -> None:
+    model, x = grown(nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), None), random_input((2, 5))
+    torch.testing.assert_close(torch.jit.script(assert_fused(model, x))(x), model(x))
 
 
 def test_a_state_dict_of_a_fused_model_has_plain_tensors_alone() -> None:

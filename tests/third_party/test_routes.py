@@ -124,68 +124,38 @@ def exported(model: nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(fuse(model), (parts()[0][0][:4],), dynamic_shapes=({0: batch},))
 
 
-def as_onnx(model: nn.Module, path: Path, compact: bool = False) -> Path:
-    pytest.importorskip("onnxscript")
-    batch = torch.export.Dim("batch")
-    program = torch.onnx.export(
-        fuse(model, compact=compact), (parts()[0][0][:4],), dynamic_shapes=({0: batch},), verbose=False
-    )
-    assert program is not None
-    program.save(str(path))
-    return path
-
-
-def lowered(program: torch.export.ExportedProgram) -> Any:
-    exir = pytest.importorskip("executorch.exir")
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-
-    return exir.to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-
-
+@pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("kind", RUN)
-def test_it_answers_the_same_where_this_package_is_not(kind: str, grown: nn.Module, tmp_path: Path) -> None:
+def test_it_answers_the_same_where_this_package_is_not(
+    kind: str, compact: bool, grown: nn.Module, tmp_path: Path
+) -> None:
     path, x = tmp_path / f"grown.{'pt2' if kind == 'aoti' else kind}", parts()[2][0]
-    if kind == "pickle":
-        torch.save(fuse(grown), path)
-    elif kind == "pt2":
-        torch.export.save(exported(grown), path)
-    elif kind == "aoti":
+    if kind == "aoti":
         torch._inductor.aoti_compile_and_package(exported(grown), package_path=str(path))
-    elif kind == "executorch":
-        edge = lowered(torch.export.export(fuse(grown), (x[:1],)))
-        called = [node for node in edge.exported_program().graph.nodes if node.op == "call_function"]
-        assert len(called) == 2  # one delegate, and what it returns: no operator is left outside
-        path.write_bytes(edge.to_executorch().buffer)
     else:
-        pytest.importorskip("onnxruntime" if kind == "onnx" else kind)
-        path = as_onnx(grown, tmp_path / "grown.onnx")
+        pytest.importorskip({"onnx": "onnxruntime", "pt2": "torch", "pickle": "torch"}.get(kind, kind))
+        export_fused(grown, path, parts()[0][0], to="onnx" if kind == "openvino" else kind, compact=compact)
     torch.testing.assert_close(elsewhere(kind, path, x), grown(x).detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_compact_answers_the_same_in_onnxruntime(grown: nn.Module, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    x = parts()[2][0]
-    found = elsewhere("onnx", as_onnx(grown, tmp_path / "grown.onnx", compact=True), x)
-    torch.testing.assert_close(found, grown(x).detach(), rtol=1e-4, atol=1e-4)
+def test_executorch_has_one_delegate_and_no_operator_outside_it(grown: nn.Module) -> None:
+    exir = pytest.importorskip("executorch.exir")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    program = torch.export.export(fuse(grown), (parts()[0][0][:1],))
+    edge = exir.to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    called = [node for node in edge.exported_program().graph.nodes if node.op == "call_function"]
+    assert len(called) == 2  # the delegate, and what it returns
 
 
-@pytest.mark.parametrize("static", [False, True])
-def test_eight_bits_in_onnxruntime(static: bool, grown: nn.Module, tmp_path: Path) -> None:
+def test_eight_bits_that_onnxruntime_finds_as_it_runs(grown: nn.Module, tmp_path: Path) -> None:
     quantization = pytest.importorskip("onnxruntime.quantization")
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    path, ready, small = as_onnx(grown, tmp_path / "grown.onnx"), tmp_path / "ready.onnx", tmp_path / "small.onnx"
+    path, ready, small = (tmp_path / f"{name}.onnx" for name in ("grown", "ready", "small"))
+    export_fused(grown, path, parts()[0][0], to="onnx")
     quant_pre_process(path, ready)
-    if static:
-        batches = iter([{"input": part.numpy()} for part in parts()[0][0][:200].split(20)])
-
-        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
-            def get_next(self) -> Any:
-                return next(batches, None)
-
-        quantization.quantize_static(ready, small, Reader())
-    else:
-        quantization.quantize_dynamic(ready, small)
+    quantization.quantize_dynamic(ready, small)
     x = parts()[2][0]
     assert right(elsewhere("onnx", small, x)) >= right(grown(x)) - _LOST
 
@@ -198,24 +168,6 @@ def test_eight_bits_in_torchao(name: str, grown: nn.Module) -> None:
     kinds = {type(part.weight).__name__ for part in fused.modules() if isinstance(part, nn.Linear)}
     assert kinds == {"Int8Tensor"}  # products of a layer with all its dendrites
     assert right(fused(x)) >= right(grown(x)) - _LOST
-
-
-def test_eight_bits_in_executorch(grown: nn.Module, tmp_path: Path) -> None:
-    pytest.importorskip("executorch.exir")
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    x, path = parts()[2][0], tmp_path / "small.pte"
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    prepared = prepare_pt2e(torch.export.export(fuse(grown), (x[:1],)).module(), quantizer)
-    for one in parts()[0][0][:200].split(1):
-        prepared(one)
-    small = torch.export.export(convert_pt2e(prepared), (x[:1],))
-    path.write_bytes(lowered(small).to_executorch().buffer)
-    assert right(elsewhere("executorch", path, x)) >= right(grown(x)) - _LOST
 
 
 @pytest.mark.parametrize("int8", [False, True])

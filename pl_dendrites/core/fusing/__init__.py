@@ -1,6 +1,6 @@
 """Fusing: a layer and its dendrites as one computation of PyTorch's own modules and functions.
 
-``path`` puts such a computation together: a graph of ``torch.fx``, which needs nothing of this package to run or load.
+``computation`` puts one together: a graph of ``torch.fx``, which needs nothing of this package to run or load.
 ``private`` makes one of a Linear or convolution and its private dendrites, ``copies`` of a module whose dendrites are
 copies of it, recurrent layers among them, ``around`` of a module and the shared dendrites around it. ``cascade`` is
 what the first two share, ``fetch`` knows how nodes that see a few inputs are computed, and ``norms`` which batch

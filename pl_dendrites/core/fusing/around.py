@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pl_dendrites.core.fields.product import spread_out
 from pl_dendrites.core.fusing.cascade import activated, scales_of
+from pl_dendrites.core.fusing.computation import Computation
 from pl_dendrites.core.fusing.fetch import Nodes, fetch, fetches, spread
-from pl_dendrites.core.fusing.path import Path
 from pl_dendrites.core.growth.shared_block import SharedBlock
 
 __all__ = ["fuse_around"]
@@ -45,47 +45,47 @@ def fuse_around(
         >>> more = nn.functional.gelu(x[:, [2, 0]]).sum(1, keepdim=True)
         >>> torch.testing.assert_close(fuse_around(layer, [block])(x), layer(x) + more)
     """
-    path = Path()
-    arguments = path.arguments_of(nn.Identity() if module is None else module)
+    graph = Computation()
+    arguments = graph.arguments_of(nn.Identity() if module is None else module)
     x, out = arguments[0], None
     if module is not None:
-        out = path.run("body", module, *arguments)
+        out = graph.run("body", module, *arguments)
         # Where the module makes one vector of each example, all of an example is one vector.
-        positions = path.call(operator.getitem, path.method("size", out), slice(None, -1))
-        x = path.method("reshape", x, path.call(operator.add, positions, (blocks[0].form.inputs,)))
+        positions = graph.call(operator.getitem, graph.method("size", out), slice(None, -1))
+        x = graph.method("reshape", x, graph.call(operator.add, positions, (blocks[0].form.inputs,)))
     alike = [list(group) for _, group in groupby(blocks, key=lambda block: (block.form.field, block.form.activation))]
-    units = [_units(path, f"units_{number}", x, group, compact) for number, group in enumerate(alike)]
-    hidden = units[0] if len(units) == 1 else path.call(torch.cat, units, -1)
-    fed = _fed(path, hidden, blocks, bias)
-    return path.finish(fed if out is None else path.call(torch.add, out, fed))
+    units = [_units(graph, f"units_{number}", x, group, compact) for number, group in enumerate(alike)]
+    hidden = units[0] if len(units) == 1 else graph.call(torch.cat, units, -1)
+    fed = _fed(graph, hidden, blocks, bias)
+    return graph.finish(fed if out is None else graph.call(torch.add, out, fed))
 
 
-def _units(path: Path, name: str, x: fx.Node, blocks: Sequence[SharedBlock], compact: bool) -> fx.Node:
+def _units(graph: Computation, name: str, x: fx.Node, blocks: Sequence[SharedBlock], compact: bool) -> fx.Node:
     form = blocks[0].form
     before = scales_of(form.activation).before
     field, weight, bias = (torch.cat([getattr(b, part) for b in blocks]) for part in ("field", "weight", "bias"))
     weight, bias = weight * before, bias * before
     if fetches(form.inputs, form.field):
-        potentials = fetch(path, name, x, Nodes(field, weight, bias))
+        potentials = fetch(graph, name, x, Nodes(field, weight, bias))
     elif compact and fetches(form.inputs, form.field, compact):
-        matrix = spread(path, name, weight, field, form.inputs)
-        potentials = path.call(F.linear, x, matrix, path.value(f"{name}_bias", bias))
+        matrix = spread(graph, name, weight, field, form.inputs)
+        potentials = graph.call(F.linear, x, matrix, graph.value(f"{name}_bias", bias))
     else:
-        potentials = path.run(name, _linear(spread_out(weight, field, form.inputs), bias), x)
-    return activated(path, form.activation, potentials)
+        potentials = graph.run(name, _linear(spread_out(weight, field, form.inputs), bias), x)
+    return activated(graph, form.activation, potentials)
 
 
-def _fed(path: Path, hidden: fx.Node, blocks: Sequence[SharedBlock], bias: Tensor | None) -> fx.Node:
+def _fed(graph: Computation, hidden: fx.Node, blocks: Sequence[SharedBlock], bias: Tensor | None) -> fx.Node:
     # What the units say to the outputs.
     outputs = blocks[0].form.outputs
     weights = [block.out * scales_of(block.form.activation).after for block in blocks]
     feeds = {block.form.feeds for block in blocks}
     if len(feeds) == 1 and fetches(outputs, next(iter(feeds)) or outputs, compact=True):
         places = torch.cat([block.feeds for block in blocks if block.feeds is not None])
-        fed = path.call(torch.matmul, hidden, spread(path, "out", torch.cat(weights), places, outputs))
-        return fed if bias is None else path.call(torch.add, fed, path.value("bias", bias))
+        fed = graph.call(torch.matmul, hidden, spread(graph, "out", torch.cat(weights), places, outputs))
+        return fed if bias is None else graph.call(torch.add, fed, graph.value("bias", bias))
     whole = [w if b.feeds is None else spread_out(w, b.feeds, outputs) for w, b in zip(weights, blocks, strict=True)]
-    return path.run("out", _linear(torch.cat(whole).T, bias), hidden)
+    return graph.run("out", _linear(torch.cat(whole).T, bias), hidden)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from pl_dendrites.core.activations import ACTIVATIONS
-from pl_dendrites.core.fusing.path import Path
+from pl_dendrites.core.fusing.computation import Computation
 from pl_dendrites.core.growth.block import Block
 
 __all__ = ["Scales", "activated", "add_cascade", "coefficients", "scales_of", "spread_neurons"]
@@ -29,13 +29,13 @@ class Scales(NamedTuple):
 
 
 def scales_of(activation: str) -> Scales:
-    r"""Those of an activation: :math:`x\\,\\Phi(2x)` is a GELU of twice the potential, halved."""
+    r"""Those of an activation: :math:`x\,\Phi(2x)` is a GELU of twice the potential, halved."""
     return Scales(2.0, 0.5) if activation == "sharp_gelu" else Scales()
 
 
-def activated(path: Path, activation: str, potential: fx.Node) -> fx.Node:
+def activated(graph: Computation, activation: str, potential: fx.Node) -> fx.Node:
     """An activation without the factors that :func:`scales_of` leaves to the weights."""
-    return path.call(F.gelu if activation == "sharp_gelu" else ACTIVATIONS[activation], potential)
+    return graph.call(F.gelu if activation == "sharp_gelu" else ACTIVATIONS[activation], potential)
 
 
 def spread_neurons(values: Tensor, block: Block, neurons: int) -> Tensor:
@@ -81,11 +81,13 @@ def coefficients(blocks: Sequence[Block], neurons: int, scale: Tensor | None = N
     return found
 
 
-def add_cascade(path: Path, rows: fx.Node, blocks: Sequence[Block], factors: Sequence[Tensor], dim: int) -> fx.Node:
+def add_cascade(
+    graph: Computation, rows: fx.Node, blocks: Sequence[Block], factors: Sequence[Tensor], dim: int
+) -> fx.Node:
     """Add what dendrites say to those that come later, and to the neurons.
 
     Args:
-        path: the computation.
+        graph: the computation.
         rows: potentials of each dendrite, and last the layer's own output, along dimension ``dim - 1``.
         blocks: of the layer, in order.
         factors: from :func:`coefficients`; with a first dimension of groups where neurons fall into such.
@@ -96,10 +98,10 @@ def add_cascade(path: Path, rows: fx.Node, blocks: Sequence[Block], factors: Seq
     """
     activations = [block.form.activation for block in blocks for _ in range(block.count)]
     for i, (activation, factor) in enumerate(zip(activations, factors, strict=True)):
-        output = activated(path, activation, path.method("narrow", rows, dim - 1, i, 1))
-        spread = path.value(f"factors_{i}", factor.reshape(*factor.shape, *[1] * (-dim - 1)))
+        output = activated(graph, activation, graph.method("narrow", rows, dim - 1, i, 1))
+        spread = graph.value(f"factors_{i}", factor.reshape(*factor.shape, *[1] * (-dim - 1)))
         # To all rows at once, and no multiply-add: what compiles for small machines knows these two.
-        rows = path.call(torch.add, rows, path.call(torch.mul, spread, output))
-    whole = path.method("narrow", rows, dim - 1, len(activations), 1)
+        rows = graph.call(torch.add, rows, graph.call(torch.mul, spread, output))
+    whole = graph.method("narrow", rows, dim - 1, len(activations), 1)
     groups = factors[0].ndim - 2  # one dimension, or none
-    return path.method("flatten", whole, dim - 1 - groups, dim)
+    return graph.method("flatten", whole, dim - 1 - groups, dim)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from pl_dendrites.core.fusing.path import Path
+from pl_dendrites.core.fusing.computation import Computation
 
 __all__ = ["Nodes", "fetch", "fetches", "narrow_index", "spread"]
 
@@ -46,11 +46,11 @@ def fetches(inputs: int, seen: int, compact: bool = False) -> bool:
     return inputs > (_SMALLER if compact else _FASTER) * seen
 
 
-def fetch(path: Path, name: str, x: fx.Node, nodes: Nodes) -> fx.Node:
+def fetch(graph: Computation, name: str, x: fx.Node, nodes: Nodes) -> fx.Node:
     """Sums of a few inputs each.
 
     Args:
-        path: the computation.
+        graph: the computation.
         name: what its values are called.
         x: shape ``(*, n)``.
         nodes: they.
@@ -58,17 +58,17 @@ def fetch(path: Path, name: str, x: fx.Node, nodes: Nodes) -> fx.Node:
     Returns:
         Shape ``(*, *nodes)``.
     """
-    index = path.method("int", narrow_index(path, f"{name}_inputs", nodes.places.flatten()))
-    seen = path.method("unflatten", path.method("index_select", x, -1, index), -1, tuple(nodes.places.shape))
-    sums = path.method("sum", path.call(torch.mul, seen, path.value(f"{name}_weight", nodes.weight)), -1)
-    return path.call(torch.add, sums, path.value(f"{name}_bias", nodes.bias))
+    index = graph.method("int", narrow_index(graph, f"{name}_inputs", nodes.places.flatten()))
+    seen = graph.method("unflatten", graph.method("index_select", x, -1, index), -1, tuple(nodes.places.shape))
+    sums = graph.method("sum", graph.call(torch.mul, seen, graph.value(f"{name}_weight", nodes.weight)), -1)
+    return graph.call(torch.add, sums, graph.value(f"{name}_bias", nodes.bias))
 
 
-def spread(path: Path, name: str, values: Tensor, places: Tensor, size: int) -> fx.Node:
+def spread(graph: Computation, name: str, values: Tensor, places: Tensor, size: int) -> fx.Node:
     """Rows of values at their places among zeros, made whenever it is called; kept are values and places alone.
 
     Args:
-        path: the computation.
+        graph: the computation.
         name: what they are called.
         values: shape ``(M, f)``.
         places: shape ``(M, f)``.
@@ -77,13 +77,13 @@ def spread(path: Path, name: str, values: Tensor, places: Tensor, size: int) -> 
     Returns:
         Shape ``(M, size)``.
     """
-    given = path.value(f"{name}_values", values)
-    index = path.method("long", narrow_index(path, f"{name}_places", places))
-    return path.method("scatter", path.method("new_zeros", given, (len(values), size)), 1, index, given)
+    given = graph.value(f"{name}_values", values)
+    index = graph.method("long", narrow_index(graph, f"{name}_places", places))
+    return graph.method("scatter", graph.method("new_zeros", given, (len(values), size)), 1, index, given)
 
 
-def narrow_index(path: Path, name: str, places: Tensor) -> fx.Node:
+def narrow_index(graph: Computation, name: str, places: Tensor) -> fx.Node:
     """Places in as few bits as they fit in: 8, 16 or 32."""
     most = int(places.max()) if places.numel() else 0
     types = (torch.uint8, torch.int16, torch.int32)
-    return path.value(name, places.to(next(dtype for dtype in types if most <= torch.iinfo(dtype).max)))
+    return graph.value(name, places.to(next(dtype for dtype in types if most <= torch.iinfo(dtype).max)))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pl_dendrites.core.fusing.cascade import add_cascade, coefficients, scales_of, spread_neurons
+from pl_dendrites.core.fusing.computation import Computation
 from pl_dendrites.core.fusing.fetch import Nodes, fetch, fetches
-from pl_dendrites.core.fusing.path import Path
 from pl_dendrites.core.growth.block import Block
 from pl_dendrites.core.kinds import LinearConv, Sparse, Transposed, inputs_of, weight_of
 from pl_dendrites.core.kinds.linear_conv import like
@@ -56,23 +56,23 @@ def fuse_private(
         >>> take_off(layer)
         >>> torch.testing.assert_close(fuse_private(layer, dendrites.kind, dendrites.private)(x), out)
     """
-    path = Path()
-    x, *others = path.arguments_of(layer)
+    graph = Computation()
+    x, *others = graph.arguments_of(layer)
     apart = [_fetches(kind, block, compact) for block in blocks]
     own = _own(layer, kind, affine)
     parts = [*(_rows(block, kind) for block, alone in zip(blocks, apart, strict=True) if not alone), own]
     made = like(layer, inputs_of(layer), sum(part.bias.numel() for part in parts), kind.groups, own.bias.device)
     for name, values in zip(("weight", "bias"), zip(*parts, strict=True), strict=True):
         kind.by_group(made, name).copy_(torch.cat(values, 1))
-    product = path.run("product", made, x, *others)
+    product = graph.run("product", made, x, *others)
     groups = () if kind.groups == 1 else (kind.groups,)
-    rows = path.method("unflatten", product, kind.dim, (*groups, -1, kind.neurons // kind.groups))
+    rows = graph.method("unflatten", product, kind.dim, (*groups, -1, kind.neurons // kind.groups))
     if any(apart):
-        rows = _in_order(path, x, rows, list(zip(blocks, apart, strict=True)), kind)
+        rows = _in_order(graph, x, rows, list(zip(blocks, apart, strict=True)), kind)
     factors = coefficients(blocks, kind.neurons, None if affine is None else affine.scale)
     if groups:
         factors = [factor.unflatten(1, (kind.groups, -1)).transpose(0, 1) for factor in factors]
-    return path.finish(add_cascade(path, rows, blocks, factors, kind.dim))
+    return graph.finish(add_cascade(graph, rows, blocks, factors, kind.dim))
 
 
 class _Rows(NamedTuple):
@@ -122,16 +122,18 @@ def _shaped(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
-def _in_order(path: Path, x: fx.Node, rows: fx.Node, blocks: list[tuple[Block, bool]], kind: LinearConv) -> fx.Node:
+def _in_order(
+    graph: Computation, x: fx.Node, rows: fx.Node, blocks: list[tuple[Block, bool]], kind: LinearConv
+) -> fx.Node:
     # Rows of the product, and those of blocks that fetch their inputs, as the dendrites follow each other.
     parts, at = [], 0
     for number, (block, alone) in enumerate(blocks):
         if alone:
-            parts.append(fetch(path, f"block_{number}", x, _nodes(block, kind)))
+            parts.append(fetch(graph, f"block_{number}", x, _nodes(block, kind)))
         else:
-            parts.append(path.method("narrow", rows, kind.dim - 1, at, block.count))
+            parts.append(graph.method("narrow", rows, kind.dim - 1, at, block.count))
             at += block.count
-    return path.call(torch.cat, [*parts, path.method("narrow", rows, kind.dim - 1, at, 1)], kind.dim - 1)
+    return graph.call(torch.cat, [*parts, graph.method("narrow", rows, kind.dim - 1, at, 1)], kind.dim - 1)
 
 
 def _nodes(block: Block, kind: LinearConv) -> Nodes:

@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-__all__ = ["NotFusible", "Path"]
+__all__ = ["Computation", "NotFusible"]
 
 
 class NotFusible(Exception):
     """Why a module and its dendrites cannot be one computation."""
 
 
-class Path:
+class Computation:
     """Puts together what takes the place of a module.
 
     Example:
         >>> import torch
-        >>> path = Path()
-        >>> (x,) = path.arguments_of(nn.ReLU())
-        >>> double = path.finish(path.call(torch.mul, x, path.value("factor", torch.tensor(2.0))))
+        >>> graph = Computation()
+        >>> (x,) = graph.arguments_of(nn.ReLU())
+        >>> double = graph.finish(graph.call(torch.mul, x, graph.value("factor", torch.tensor(2.0))))
         >>> double(torch.ones(3)), type(double).__module__.split(".")[:2]
         (tensor([2., 2., 2.], grad_fn=<MulBackward0>), ['torch', 'fx'])
     """
