@@ -119,11 +119,6 @@ def right(answers: Tensor) -> float:
     return (answers.argmax(1) == parts()[2][1]).float().mean().item()
 
 
-def exported(model: nn.Module) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")
-    return torch.export.export(fuse(model), (parts()[0][0][:4],), dynamic_shapes=({0: batch},))
-
-
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("kind", RUN)
 def test_it_answers_the_same_where_this_package_is_not(
@@ -131,7 +126,9 @@ def test_it_answers_the_same_where_this_package_is_not(
 ) -> None:
     path, x = tmp_path / f"grown.{'pt2' if kind == 'aoti' else kind}", parts()[2][0]
     if kind == "aoti":
-        torch._inductor.aoti_compile_and_package(exported(grown), package_path=str(path))
+        batch, fused = torch.export.Dim("batch"), fuse(grown, compact=compact)
+        program = torch.export.export(fused, (x[:4],), dynamic_shapes=({0: batch},))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     else:
         pytest.importorskip({"onnx": "onnxruntime", "pt2": "torch", "pickle": "torch"}.get(kind, kind))
         export_fused(grown, path, parts()[0][0], to="onnx" if kind == "openvino" else kind, compact=compact)
