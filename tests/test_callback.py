@@ -372,6 +372,7 @@ def test_models_of_other_shapes(kind: str) -> None:
     assert {d.count for d in dendrites.network.layers.values()} == {dendrites.num_dendrites}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("in_place", [False, True])
 def test_compiled_parts_of_a_model_grow_as_it_would_without(in_place: bool) -> None:
     plain, compiled = quick(), quick()

@@ -140,6 +140,7 @@ print(len(lines), [json.loads(line)["stages"][0]["result"] for line in (lines[-1
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_benchmark_of_quality_has_its_controls_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES / "benchmarks"), str(EXAMPLES.parent)])}
@@ -173,6 +174,7 @@ def test_the_benchmark_of_quality_has_its_controls_and_goes_on_where_it_stopped(
     assert (tmp_path / "out" / "digits.png").stat().st_size > 10_000
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_benchmark_of_speed_measures_steps_and_memory(tmp_path: Path) -> None:
     options = ["--networks", "mlp-letters", "--parts", "steps", "memory", "--repeats", "1", "--out", "out"]

@@ -416,6 +416,7 @@ def hollow() -> Path:
     return path
 
 
+@pytest.mark.long
 def test_what_is_small_does_not_get_a_gigabyte() -> None:
     paths = {name: Path(f"{name}.ckpt") for name in BOMBS}
     for name, path in paths.items():
