@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, lr_scheduler
+from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
+from pl_dendrites.training.empty_optimizers import empty_optimizers
 from tests.combinations import EPOCHS, Combination, half_precision
 from tests.models import QUIET, Classifier, Rates, bits, loaders, quick, same_bits, train
 from tests.test_resume import assert_same, fit
@@ -301,6 +302,22 @@ def test_below_a_head_that_learns_the_frozen_layers_alone_grow() -> None:
     assert model.encoder[0].training
     flags = {name for name, p in model.named_parameters() if p.requires_grad and ".dendrites." not in name}
     assert flags == {"net.weight", "net.bias"}
+
+
+def test_what_others_put_in_the_place_of_an_optimizers_method_meanwhile_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Optimizer, "__init__", Optimizer.__init__)  # what comes back after the test
+    with empty_optimizers():
+        before = Optimizer.__init__
+
+        def theirs(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+            before(self, *args, **kwargs)
+
+        monkeypatch.setattr(Optimizer, "__init__", theirs)
+    assert Optimizer.__init__ is theirs
+    with pytest.raises(ValueError, match="empty parameter list"):
+        SGD([], lr=0.1)
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------
