@@ -101,13 +101,15 @@ class Settings:
         given = dict(given)
         changed = {name for name, value in given.items() if name not in defaults or value != defaults[name]}
         shared = self.form == "shared"
-        given["learning"] = given["learning"] or ("hybrid" if shared else "correlation")
+        places = _places(given)
+        given["learning"] = given["learning"] or ("hybrid" if shared or places else "correlation")
         given["candidates"] = given["candidates"] or (8 if shared else 4)
         self.monitor: str = given["monitor"]
         self.mode: Literal["min", "max"] = given["mode"]
         self.mirrors: Mapping[str, str] | None = given["mirrors"]
         self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
         self.attached: dict[str, Any] = {name: given[name] for name in ("targets", "exclude", "around")}
+        self.attached["places"] = places
         self.next: dict[str, Any] = {
             "activation": given["activation"] or ("sharp_gelu" if shared else "gelu" if live else "tanh"),
             "live": live,
@@ -121,6 +123,8 @@ class Settings:
         }
         if shared:
             self._share(given)
+        if places:
+            self._place(given)
         self.phase: dict[str, Any] = {
             "pool": given["candidates"],
             "batches": given["candidate_batches"],
@@ -156,19 +160,35 @@ class Settings:
         """What :meth:`settled` was told; ``None``: nothing."""
         return {"around": self.attached["around"], "reason": self._reason} if self._reason else None
 
+    def _place(self, given: Mapping[str, Any]) -> None:
+        # One set, for what is placed later has less time to learn, and finds less error to go by.
+        self.next = {"fan_in": given["fan_in"], "max_parameters": given["max_parameters"]}
+        self.machine |= {
+            "max_dendrites": min(given["max_dendrites"], 1),
+            "growth_epochs": _growth_epochs(given),
+            "correlation_patience": 1,
+            "max_correlation_epochs": 3,
+            "sparse": False,
+        }
+
     def _share(self, given: Mapping[str, Any]) -> None:
         # Of shared dendrites a correlation phase is the time to take samples.
         field = {} if given["fan_in"] is None else {"field": given["fan_in"]}
         wanted = UnitSet(activation=self.next["activation"], live=self.next["live"], **field)
-        budget, most = given["max_parameters"], given["base_epochs"]
-        short = _GROWTH_EPOCHS if most is None else max(1, min(_GROWTH_EPOCHS, most // _GROWTH_SHARE))
+        budget = given["max_parameters"]
         self.next = {"wanted": wanted, "max_parameters": budget, "sets": given["sets"]}
         self.machine |= {
             "max_dendrites": given["sets"] if budget and given["max_dendrites"] else given["max_dendrites"],
-            "growth_epochs": None if budget is None else given["growth_epochs"] or short,
+            "growth_epochs": None if budget is None else _growth_epochs(given),
             "max_correlation_epochs": 1,
             "sparse": False,
         }
+
+
+def _growth_epochs(given: Mapping[str, Any]) -> int:
+    most = given["base_epochs"]
+    short = _GROWTH_EPOCHS if most is None else max(1, min(_GROWTH_EPOCHS, most // _GROWTH_SHARE))
+    return given["growth_epochs"] or short
 
 
 def plain(value: Any) -> Any:
@@ -243,8 +263,11 @@ def _check_around(given: Mapping[str, Any]) -> None:
     check_one_of("form", form or "shared", ("shared", "private"))
     number = isinstance(most, int | float) and not isinstance(most, bool)
     holds = most is None or (number and most > 1)
-    check("max_parameters", most is None or form != "private", "None with form='private'", most)
     check("max_parameters", holds, "a number of parameters, or how many times those of the model, above 1", most)
+    if _places(given):
+        _check_placed(given)
+        return
+    check("max_parameters", most is None or form != "private", "None with form='private', unless `targets` are", most)
     if around is not None:
         names = isinstance(around, Sequence) and not isinstance(around, str)
         names = names and all(isinstance(name, str) for name in around)
@@ -253,6 +276,22 @@ def _check_around(given: Mapping[str, Any]) -> None:
     if form == "shared" or around is not None or most is not None:
         for name in _of_private(given):
             check(name, False, "left as it is where dendrites are shared", given[name])
+
+
+def _places(given: Mapping[str, Any]) -> bool:
+    # A budget for the neurons' own dendrites.
+    named = given["targets"] is not None and given["around"] is None
+    return named and given["max_parameters"] is not None and given["form"] != "shared"
+
+
+def _check_placed(given: Mapping[str, Any]) -> None:
+    allowed = "with `targets` and `max_parameters`, by which dendrites are placed where the error asks for them"
+    most, fan_in = given["max_parameters"], given["fan_in"]
+    check("max_parameters", isinstance(most, int), f"a number of parameters {allowed}", most)
+    check("fan_in", fan_in is None or isinstance(fan_in, int), f"a number of inputs {allowed}", fan_in)
+    check("share", given["share"] == 1, f"1 {allowed}", given["share"])
+    check("learning", given["learning"] in (None, "hybrid"), f"'hybrid' or None {allowed}", given["learning"])
+    check("activation", given["activation"] in (None, "tanh"), f"'tanh' or None {allowed}", given["activation"])
 
 
 def _of_private(given: Mapping[str, Any]) -> list[str]:
@@ -264,6 +303,6 @@ def _of_private(given: Mapping[str, Any]) -> list[str]:
 
 def _form_asked_for(given: Mapping[str, Any]) -> Literal["shared", "private"] | None:
     form: Literal["shared", "private"] | None = given["form"]
-    if form is None and (given["around"] is not None or given["max_parameters"] is not None):
+    if form is None and not _places(given) and (given["around"] is not None or given["max_parameters"] is not None):
         return "shared"
     return "private" if form is None and _of_private(given) else form

@@ -51,6 +51,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "gradient": LAYERS | {"learning": "gradient"},
     "sparse, hybrid": LAYERS | {"learning": "hybrid", "fan_in": 2},
     "sparse, gradient": {"targets": "frozen", "learning": "gradient", "fan_in": 2},
+    "placed": {"targets": "frozen", "max_parameters": 60, "growth_epochs": 1},
     "shared": {"around": ["net"], "fan_in": 2},
     "shared, with a budget": {"around": ["net"], "fan_in": 2, "max_parameters": 200, "growth_epochs": 1, "sets": 2},
 }

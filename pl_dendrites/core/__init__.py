@@ -3,6 +3,8 @@
 - ``attach`` gives dendrites to a model and takes them away; ``network`` is what one then works with.
 - ``shared`` is both for shared dendrites, ``unit_set`` says what some to come are like, ``moves`` moves their fields;
   ``soma`` is a network that has nothing else.
+- ``placed`` is what one works with where dendrites of a frozen network are placed by its error, and ``watching`` what
+  this and ``shared`` have in common.
 - ``targets`` says which layers can have them.
 - ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
 - ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pl_dendrites.core.candidate_state import check_candidates
 from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.cost import set_parameters
-from pl_dendrites.core.growth.block import Form, check_form
+from pl_dendrites.core.growth.block import Form, check_form, inputs_kept
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.freeze import Freeze
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons, take_off
@@ -23,7 +23,7 @@ from pl_dendrites.core.kinds import inputs_of
 from pl_dendrites.core.mirrored import MirroredLayers
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors, parts_of_mirrors
 from pl_dendrites.core.rule.candidates import Candidates
-from pl_dendrites.core.rule.worth import Offer, choose_neurons, worth_of
+from pl_dendrites.core.rule.worth import Offer, choose_neurons, parameters_of_all, worth_of
 from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.targets import Predicate, Targets, select_targets
 
@@ -130,7 +130,7 @@ class DendriticNetwork:
         self.share = share
         for name in self.targets:
             dendrites = dendrites_of(self._hosts[name])
-            dendrites.next = Form(1, activation, live, _inputs_kept(dendrites.kind.inputs, fan_in))
+            dendrites.next = Form(1, activation, live, inputs_kept(dendrites.kind.inputs, fan_in))
 
     @property
     def layers(self) -> dict[str, Dendrites]:
@@ -146,6 +146,14 @@ class DendriticNetwork:
     def units(self) -> int | None:
         """Dendrites that neurons share; ``None`` where each has its own."""
         return None
+
+    def looks_for(self, pool: int) -> str:
+        """What it stands still for in a correlation phase, in words."""
+        return f"candidates per neuron {pool}"
+
+    def has(self) -> str:
+        """What has grown, in words."""
+        return f"dendrites per neuron {self.num_dendrites}"
 
     @property
     def candidates(self) -> dict[str, Candidates]:
@@ -391,14 +399,17 @@ class DendriticNetwork:
         for name in self.targets:
             if name not in used:
                 self.skipped[name] = "it never had an error: nothing of it reaches the loss"
-        some = self.share < 1
-        chosen = choose_neurons({name: self._offer(name) for name in used}, self.share) if some else {}
-        for name in chosen if some else used:
+        chosen = self._choose(used) if self.share < 1 else dict.fromkeys(used)
+        for name, neurons in chosen.items():
             layer = self._hosts[name]
-            taken[name] = dendrites_of(layer).integrate(layer, chosen.get(name))
+            taken[name] = dendrites_of(layer).integrate(layer, neurons)
         self._mirrored.follow()
         self.discard()
         return taken
+
+    def _choose(self, names: Iterable[str]) -> Mapping[str, Tensor | None]:
+        offers = {name: self._offer(name) for name in names}
+        return choose_neurons(offers, self.share * parameters_of_all(offers))
 
     def _offer(self, name: str) -> Offer:
         dendrites, pool = self.layers[name], self.candidates[name]
@@ -483,10 +494,3 @@ class DendriticNetwork:
 def hosts(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of a model that dendrites hang on, by their names."""
     return {plain_name(name): layer for name, layer in attached_layers(model)}
-
-
-def _inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
-    if inputs is None or fan_in is None:
-        return None
-    kept = max(1, round(fan_in * inputs)) if isinstance(fan_in, float) else fan_in
-    return kept if kept < inputs else None

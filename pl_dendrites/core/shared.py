@@ -13,7 +13,7 @@ from pl_dendrites.core.checks import check, check_at_least
 from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.cost import parameter_count
 from pl_dendrites.core.fields.find import Found, find_units
-from pl_dendrites.core.fields.gathered import Alone, Processes, as_one, deal, gather_samples, of_first
+from pl_dendrites.core.fields.gathered import Processes, as_one, deal, gather_samples, of_first
 from pl_dendrites.core.fields.sample import ErrorSample, on_one_scale
 from pl_dendrites.core.growth.error_watch import ErrorWatch
 from pl_dendrites.core.growth.hooks import hang, know_neurons
@@ -22,9 +22,10 @@ from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors
 from pl_dendrites.core.moves import Moves
-from pl_dendrites.core.network import DendriticNetwork, hosts
+from pl_dendrites.core.network import hosts
 from pl_dendrites.core.targets import why_not_around
 from pl_dendrites.core.unit_set import UnitSet
+from pl_dendrites.core.watching import WatchingNetwork
 
 __all__ = ["SharedNetwork", "attach_shared"]
 
@@ -63,7 +64,7 @@ def attach_shared(model: nn.Module, around: Sequence[str] = ("",)) -> SharedNetw
     return SharedNetwork(model, around)
 
 
-class SharedNetwork(DendriticNetwork):
+class SharedNetwork(WatchingNetwork[ErrorWatch]):
     """A model and the shared dendrites around some of its modules.
 
     They come in sets. For each the network stands still, as for private ones, while samples of inputs and errors are
@@ -107,7 +108,7 @@ class SharedNetwork(DendriticNetwork):
         self.skipped, self.share = {}, 1.0
         self._hosts = {name: module for name, module in hosts(model).items() if name in self.targets}
         self._begin()
-        self._processes: Processes = Alone() if processes is None else processes
+        self._join(processes)
         self.moves = Moves(lambda: self.blocks, self._processes)
         self._wanted, self._pool, self._seed = UnitSet(), 1, 0
         self._max_parameters: int | None = None
@@ -155,6 +156,14 @@ class SharedNetwork(DendriticNetwork):
         """Units of all sets."""
         return sum(block.form.units for _, block in self.blocks)
 
+    def looks_for(self, pool: int) -> str:
+        """See :meth:`DendriticNetwork.looks_for`."""
+        return "samples of errors are taken"
+
+    def has(self) -> str:
+        """See :meth:`DendriticNetwork.has`."""
+        return f"shared dendrites {self.units}, parameters {parameter_count(self.model)}"
+
     @property
     def blocks(self) -> list[tuple[str, SharedBlock]]:
         """All sets, each with the name of its module."""
@@ -189,10 +198,6 @@ class SharedNetwork(DendriticNetwork):
         for name in neurons.keys() & self._hosts.keys():
             know_neurons(self._hosts[name], neurons[name])
 
-    @property
-    def _watches(self) -> dict[str, ErrorWatch]:
-        return {name: d.watch for name, d in self.layers.items() if d.watch is not None}
-
     def _check_state(self, state: Mapping[str, Mapping[str, Tensor]], pool: int) -> None:
         if not set(state) <= set(self.targets):
             raise ValueError(f"the saved samples are of {sorted(state)}, and there are {sorted(self.targets)}")
@@ -206,35 +211,6 @@ class SharedNetwork(DendriticNetwork):
         rank, parts = self._processes.rank, self._processes.count
         share = -(-self._samples // parts)
         self.layers[name].set_watch(ErrorWatch(share, self._seed + rank * _APART, parts))
-
-    def scale_loss(self, scale: Tensor | None) -> None:
-        """See :meth:`DendriticNetwork.scale_loss`."""
-        for watch in self._watches.values():
-            watch.loss_scale = scale
-
-    def watch(self, parameters: Iterable[nn.Parameter] | None) -> None:
-        """See :meth:`DendriticNetwork.watch`."""
-        trained = None if parameters is None else {id(parameter) for parameter in parameters}
-        for name, watch in self._watches.items():
-            watch.watching = trained is None or any(id(p) in trained for p in self._hosts[name].parameters())
-
-    def listen(self, listening: bool, frozen: bool | None = None) -> None:
-        """See :meth:`DendriticNetwork.listen`."""
-        for watch in self._watches.values():
-            watch.listening = listening
-        super().listen(listening, frozen)
-
-    def layers_with_error(self) -> list[str]:
-        """Names of the modules that an error was seen of, in any process. All must call this."""
-        watches, names = self._watches, list(self._hosts)
-        seen = [watches[name].reservoir.seen if name in watches else 0 for name in names]
-        total = torch.tensor(seen, device=self._device)
-        self._processes.add_up(total)
-        return [name for name, count in zip(names, total.tolist(), strict=True) if count]
-
-    @property
-    def _device(self) -> torch.device:
-        return weight_of(next(iter(self._hosts.values()))).device
 
     def _gathered(self) -> dict[str, dict[str, Tensor]]:
         # Of all modules, whether or not this process' part of the batches ever reached one.
@@ -296,12 +272,6 @@ class SharedNetwork(DendriticNetwork):
         block = self.layers[name].add_shared(self._hosts[name], form)
         block.fill(found.field, found.weight, found.bias, found.feeds)
         return found.worth
-
-    def discard(self) -> None:
-        """The samples go; flags and buffers return. Does nothing where there are none."""
-        for dendrites in self.layers.values():
-            dendrites.set_watch(None)
-        super().discard()
 
     def candidate_state(self, together: bool = False) -> dict[str, dict[str, Tensor]]:
         """The samples so far, copied, as a dict of plain tensors.

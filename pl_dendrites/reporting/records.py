@@ -157,12 +157,7 @@ def phase_begins(machine: PhaseMachine, network: DendriticNetwork, pool: int) ->
         >>> phase_begins(PhaseMachine(), attach(nn.Linear(4, 2)), pool=4)
         'base phase of cycle 0, dendrites per neuron 0'
     """
-    units = network.units
-    if machine.phase == "correlation":
-        what = f"candidates per neuron {pool}" if units is None else "samples of errors are taken"
-    else:
-        of_each = f"dendrites per neuron {network.num_dendrites}"
-        what = of_each if units is None else f"shared dendrites {units}, parameters {parameter_count(network.model)}"
+    what = network.looks_for(pool) if machine.phase == "correlation" else network.has()
     return f"{machine.phase} phase of cycle {machine.cycle}, {what}"
 
 

@@ -32,9 +32,10 @@ def set_line(history: Sequence[Record], stays: bool = False) -> str:
     before = history[-2]["best_score"] if len(history) > 1 else None
     change = _change(record, before, record["score"])
     if stays:
-        units = record.get("units", 0) - (history[-2].get("units", 0) if len(history) > 1 else 0)
+        added = {name: value - history[-2].get(name, 0) for name, value in _sizes(record).items()}
+        what = _count(added["units"], "shared dendrite") if "units" in added else f"{added['parameters']:,} more"
         size = f"{record['parameters']:,} parameters"
-        return f"set {record['cycle']} added: {_count(units, 'shared dendrite')}, {change}, {size}"
+        return f"set {record['cycle']} added: {what}, {change}, {size}"
     if record["accepted"]:
         return f"set {record['cycle']} kept: {change}, {record['parameters']:,} parameters"
     small = ", less than min_delta asks for" if _is_better(record, before) else ""
@@ -68,6 +69,10 @@ def result_line(history: Sequence[Record], left: Record, stays: bool = False) ->
     sets = f"{_count(kept, 'set')} added" if stays and tried else sets
     change = _change(first, first["score"], best) if kept else f"best {_metric(first)} {best:.4g}"
     return f"{change}: {sets}; the best network, {size}, is in the model"
+
+
+def _sizes(record: Record) -> dict[str, int]:
+    return {name: record[name] for name in ("units", "parameters") if name in record}
 
 
 def _change(record: Record, before: float | None, after: float | None) -> str:

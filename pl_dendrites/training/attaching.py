@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.placed import PlacedNetwork
 from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.core.targets import Predicate, Targets
 from pl_dendrites.training import optimizers
@@ -32,6 +33,7 @@ def attach_to_fit(
     targets: Targets | None = None,
     exclude: Sequence[str] | Predicate = (),
     around: Sequence[str] | None = None,
+    places: bool = False,
     mirrors: Mapping[str, str] | None = None,
 ) -> DendriticNetwork:
     """Take in the model, which may have dendrites already, and have its optimizers follow it.
@@ -43,13 +45,17 @@ def attach_to_fit(
         targets: see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: see there.
         around: modules that shared dendrites hang around; ``None``: dendrites are private.
+        places: whether private ones are placed where the error asks for them.
         mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
 
     Raises:
         MisconfigurationException: if the fit could not grow such dendrites; says what to do.
         ValueError: if the model cannot have them.
     """
-    if around is None:
+    network: DendriticNetwork
+    if places:
+        network = PlacedNetwork(module, targets, exclude, mirrors, Processes(trainer))
+    elif around is None:
         network = DendriticNetwork(module, targets, exclude, mirrors)
     else:
         if "" in around and calls_for_steps(trainer):

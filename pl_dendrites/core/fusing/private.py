@@ -56,15 +56,18 @@ def fuse_private(
         >>> take_off(layer)
         >>> torch.testing.assert_close(fuse_private(layer, dendrites.kind, dendrites.private)(x), out)
     """
+    merged, blocks = _merged(layer, kind, blocks)
     graph = Computation()
     x, *others = graph.arguments_of(layer)
     apart = [_fetches(kind, block, compact) for block in blocks]
-    own = _own(layer, kind, affine)
+    own = _folded(merged, affine, kind)
     parts = [*(_rows(block, kind) for block, alone in zip(blocks, apart, strict=True) if not alone), own]
     made = like(layer, inputs_of(layer), sum(part.bias.numel() for part in parts), kind.groups, own.bias.device)
     for name, values in zip(("weight", "bias"), zip(*parts, strict=True), strict=True):
         kind.by_group(made, name).copy_(torch.cat(values, 1))
     product = graph.run("product", made, x, *others)
+    if not blocks:
+        return graph.finish(product)
     groups = () if kind.groups == 1 else (kind.groups,)
     rows = graph.method("unflatten", product, kind.dim, (*groups, -1, kind.neurons // kind.groups))
     if any(apart):
@@ -85,13 +88,26 @@ def _fetches(kind: LinearConv, block: Block, compact: bool) -> bool:
     return sparse is not None and fetches(kind.inputs, sparse.fan_in, compact)
 
 
-def _own(layer: nn.Module, kind: LinearConv, affine: Affine | None) -> _Rows:
+def _merged(layer: nn.Module, kind: LinearConv, blocks: list[Block]) -> tuple[_Rows, list[Block]]:
+    # Synapses of placed dendrites that no later one sees are weights of the layer.
+    own = _own(layer, kind)
+    if len(blocks) != 1 or not blocks[0].is_placed:
+        return own, blocks
+    (block,) = blocks
+    rows = _rows(block, kind)
+    return _Rows(own.weight + rows.weight, own.bias + rows.bias), []
+
+
+def _own(layer: nn.Module, kind: LinearConv) -> _Rows:
     # What the layer itself is; a weight that is parametrized is computed.
     twin = like(layer, inputs_of(layer), kind.neurons, kind.groups, weight_of(layer).device)
     there, bias = weight_of(layer), getattr(layer, "bias", None)
     twin.get_parameter("weight").copy_(there.T if isinstance(kind, Transposed) else there)
     twin.get_parameter("bias").copy_(torch.zeros(()) if bias is None else bias)
-    own = _Rows(kind.by_group(twin, "weight").detach(), kind.by_group(twin, "bias").detach())
+    return _Rows(kind.by_group(twin, "weight").detach(), kind.by_group(twin, "bias").detach())
+
+
+def _folded(own: _Rows, affine: Affine | None, kind: LinearConv) -> _Rows:
     if affine is None:
         return own
     scale, shift = (part.unflatten(0, (kind.groups, 1, -1)) for part in affine)

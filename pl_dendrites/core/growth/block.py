@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.activations import ACTIVATIONS, FUNCTIONS
 from pl_dendrites.core.checks import check, check_one_of
 from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
 from pl_dendrites.core.tensors import INTEGERS, local, per_neuron
 
-__all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form"]
+__all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form", "inputs_kept"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,23 @@ def check_form(activation: object, fan_in: object) -> None:
     check("fan_in", holds, "a positive number of inputs or a share of them up to 1.0", fan_in)
 
 
+def inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
+    """How many inputs dendrites of a layer see that are to see so many; ``None``: all of them.
+
+    Args:
+        inputs: of the layer; ``None``: its dendrites cannot do with a part.
+        fan_in: a number, a share of them, or ``None``.
+
+    Example:
+        >>> inputs_kept(100, 0.25), inputs_kept(3, 4)
+        (25, None)
+    """
+    if inputs is None or fan_in is None:
+        return None
+    kept = max(1, round(fan_in * inputs)) if isinstance(fan_in, float) else fan_in
+    return kept if kept < inputs else None
+
+
 class Block(nn.Module):
     r"""Some dendrites of one layer, at work as one module.
 
@@ -76,7 +93,7 @@ class Block(nn.Module):
             (0, below - 1), (1, 0), ..., (1, below), ...
         weights: :math:`a`, a parameter of shape ``(C,)`` for each dendrite.
         neurons: which neurons have these dendrites, ascending; ``None``: all.
-        code: position of the activation in ``ACTIVATIONS``, and whether the dendrites are live; for state_dicts.
+        code: position of the activation in ``FUNCTIONS``, and whether the dendrites are live; for state_dicts.
 
     Raises:
         ValueError: if the layer cannot have such dendrites.
@@ -95,7 +112,7 @@ class Block(nn.Module):
         self.weights = nn.ParameterList()
         neurons = None if form.neurons is None else torch.arange(form.neurons, device=device)
         self.register_buffer("neurons", neurons)
-        code = [list(ACTIVATIONS).index(form.activation), int(form.live)]
+        code = [list(FUNCTIONS).index(form.activation), int(form.live)]
         self.register_buffer("code", torch.tensor(code, device=device))
         self.register_load_state_dict_pre_hook(as_integers_at_work)  # type: ignore[no-untyped-call]
         self.resize(layer, form.count)
@@ -113,6 +130,27 @@ class Block(nn.Module):
     def live(self) -> bool:
         """Whether its dendrites learn with the network: gradient flows into them and through them into the input."""
         return self.form.live
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether its synapses alone learn: links and biases are zero, output weights one, and they stay so."""
+        return self.live and self.form.activation == "linear"
+
+    @torch.no_grad()
+    def place(self, neurons: Tensor, inputs: Tensor) -> None:
+        """Put placed dendrites on neurons, each with its inputs; they change no output yet.
+
+        Args:
+            neurons: shape ``(N,)``, ascending.
+            inputs: shape ``(N, m)``, ascending.
+        """
+        assert self.neurons is not None
+        self.neurons.copy_(neurons)
+        for parameter in self.nodes.parameters():
+            parameter.zero_()
+        self.nodes.get_buffer("inputs").copy_(inputs)
+        for weight in self.weights:
+            weight.fill_(1.0)
 
     def train(self, mode: bool = True) -> Block:
         """Set the mode of the network; what is frozen stays in evaluation mode."""
@@ -141,7 +179,7 @@ class Block(nn.Module):
             potentials = self.kind.potentials(self.nodes, self.count, inputs, out, self.live)
             if self.neurons is not None:
                 earlier = [output.index_select(self.kind.dim, self.neurons) for output in earlier]
-            return cascade(potentials.unbind(0), self.links, ACTIVATIONS[self.form.activation], self.kind.dim, earlier)
+            return cascade(potentials.unbind(0), self.links, FUNCTIONS[self.form.activation], self.kind.dim, earlier)
 
     def add_to(self, total: Tensor, outputs: list[Tensor]) -> Tensor:
         """What the next layer sees, as far as these dendrites and all below go.
@@ -201,6 +239,9 @@ class Block(nn.Module):
         self.weights = self.weights[:keep]
         for _ in range(keep, count):
             self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
+        if self.is_placed:
+            for parameter in self.parameters():
+                parameter.requires_grad_(any(parameter is synapse for synapse in self.trained_parameters()))
         self.form = Form(count, self.form.activation, self.live, self.form.fan_in, self.form.neurons)
         self.train(self.training)
 
@@ -209,7 +250,9 @@ class Block(nn.Module):
         return slice(_rows(dendrite, self.below), _rows(dendrite + 1, self.below))
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What a base phase trains: the output weights, and of live dendrites all else."""
+        """What a base phase trains: the output weights, and of live dendrites all else; of placed ones synapses."""
+        if self.is_placed:
+            return [parameter for parameter in self.nodes.parameters() if parameter.ndim > 1]
         inner = [*self.nodes.parameters(), self.links] if self.live else []
         return [*self.weights, *(parameter for parameter in inner if parameter.numel())]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pl_dendrites.core.activations import UNBOUNDED
 from pl_dendrites.core.growth.block import Block, Form
-from pl_dendrites.core.growth.error_watch import ErrorWatch
 from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
+from pl_dendrites.core.growth.watch import Watch
 from pl_dendrites.core.kinds import Inputs, Memory, kind_of, scaled
 from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.correlation import CorrelationRule
@@ -55,7 +55,7 @@ class Dendrites(nn.ModuleList):
         next: what a set to come looks like.
         called: whether the layer ever ran since it was attached.
         candidates: the pool in training, or ``None``. It is no part of the module tree.
-        watch: takes samples of inputs and errors; ``None`` while nobody asks for them.
+        watch: looks at inputs and errors; ``None`` while nobody asks for that.
         memory: what outlives a call of the layer; ``None`` where that is nothing.
 
     Example:
@@ -69,7 +69,7 @@ class Dendrites(nn.ModuleList):
     """
 
     candidates: Candidates | None
-    watch: ErrorWatch | None
+    watch: Watch | None
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -304,6 +304,16 @@ class Dendrites(nn.ModuleList):
         self.reshape(layer, [*self.forms, form])
         return self.shared[-1]
 
+    def add(self, layer: nn.Module, form: Form) -> Block:
+        """Hang dendrites on some neurons: a block of their own, to be filled in.
+
+        Args:
+            layer: the layer that the dendrites belong to.
+            form: what they look like.
+        """
+        self.reshape(layer, [*self.forms, form])
+        return self.private[-1]
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """What a base phase trains: the output weights, and of live dendrites all else."""
         return [parameter for block in self for parameter in block.trained_parameters()]
@@ -329,7 +339,7 @@ class Dendrites(nn.ModuleList):
         # Past nn.Module.__setattr__, which would make them part of the model: its parameters, checkpoints, averages.
         self.__dict__["candidates"] = candidates
 
-    def set_watch(self, watch: ErrorWatch | None) -> None:
+    def set_watch(self, watch: Watch | None) -> None:
         """Have inputs and errors of the layer looked at, or no longer (``None``)."""
         self.__dict__["watch"] = watch
 

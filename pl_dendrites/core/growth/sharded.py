@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.activations import ACTIVATIONS
+from pl_dendrites.core.activations import FUNCTIONS
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
 from pl_dendrites.core.growth.shared_block import SharedForm
@@ -134,4 +134,4 @@ def _form_of(values: Mapping[str, Any]) -> Form | SharedForm:
     # Not by shapes of what is learned, which only the first process has.
     if is_shared(values):
         return SharedForm.of(values)
-    return Form(count_in(values), list(ACTIVATIONS)[int(values["code"][0])])
+    return Form(count_in(values), list(FUNCTIONS)[int(values["code"][0])])

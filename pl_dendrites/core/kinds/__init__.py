@@ -23,7 +23,7 @@ from pl_dendrites.core.kinds.base import (
     scaled,
     weight_of,
 )
-from pl_dendrites.core.kinds.linear_conv import LINEAR_CONV, LinearConv, inputs_of
+from pl_dendrites.core.kinds.linear_conv import LINEAR_CONV, LinearConv, inputs_of, like, run_like
 from pl_dendrites.core.kinds.own_layer import OwnLayer
 from pl_dendrites.core.kinds.recurrent import Cell, Recurrent
 from pl_dendrites.core.kinds.sparse import Sparse, narrowed
@@ -46,8 +46,10 @@ __all__ = [
     "is_layer",
     "kind_class",
     "kind_of",
+    "like",
     "narrowed",
     "register",
+    "run_like",
     "scaled",
     "weight_of",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from pl_dendrites.core.rule.correlation import pearson
 from pl_dendrites.core.rule.moments import Moments
 
-__all__ = ["Offer", "choose_neurons", "worth_of"]
+__all__ = ["Offer", "choose_neurons", "parameters_of_all", "worth_of"]
 
 
 class Offer(NamedTuple):
@@ -62,25 +62,24 @@ def worth_of(moments: Moments, inputs: int) -> Tensor:
     return (adjusted * moments.square_error * moments.samples).clamp(min=0)
 
 
-def choose_neurons(offers: Mapping[str, Offer], share: float) -> dict[str, Tensor]:
+def choose_neurons(offers: Mapping[str, Offer], budget: float) -> dict[str, Tensor]:
     """The neurons that are worth most for each parameter, of all layers.
 
     One that is worth more than another and does not fit into what is left of the parameters is passed over.
 
     Args:
         offers: by layer name.
-        share: of the parameters that a dendrite on every neuron would have, how much the chosen ones may take. One
-            neuron, or one layer whose neurons get theirs together, is chosen in any case.
+        budget: how many parameters the chosen ones may take. One neuron, or one layer whose neurons get theirs
+            together, is chosen in any case.
 
     Returns:
         Ascending neurons of each layer where any was chosen.
 
     Example:
         >>> worth = torch.tensor([0.1, 0.9, 0.5, 0.0])
-        >>> choose_neurons({"a": Offer(worth, 5, False), "b": Offer(2 * worth, 20, False)}, share=0.1)
+        >>> choose_neurons({"a": Offer(worth, 5, False), "b": Offer(2 * worth, 20, False)}, budget=10)
         {'a': tensor([1, 2])}
     """
-    budget = share * sum(offer.parameters * len(offer.worth) for offer in offers.values())
     units = [unit for name, offer in offers.items() for unit in _units(name, offer)]
     chosen: dict[str, list[int]] = {}
     for unit in sorted(units, key=lambda unit: (-unit.worth, -unit.seen)):
@@ -89,6 +88,15 @@ def choose_neurons(offers: Mapping[str, Offer], share: float) -> dict[str, Tenso
         budget -= unit.parameters
         chosen[unit.layer] = [*chosen.get(unit.layer, []), *unit.neurons]
     return {name: torch.tensor(sorted(neurons), device="cpu") for name, neurons in chosen.items()}
+
+
+def parameters_of_all(offers: Mapping[str, Offer]) -> float:
+    """Parameters that a dendrite on every neuron would have.
+
+    Args:
+        offers: by layer name.
+    """
+    return sum(offer.parameters * len(offer.worth) for offer in offers.values())
 
 
 class _Unit(NamedTuple):
