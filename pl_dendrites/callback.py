@@ -67,7 +67,10 @@ class DendriteCallback(pl.Callback):
         max_parameters: most parameters that the grown model may have, by shared dendrites: a number, or as many times
             those that it has. Growth is then early, in short phases, and one long phase follows. ``None``: the cycle of
             base phases that end when the score no longer improves; each set has as many units as there are, until one
-            does not help, or there are ``max_dendrites`` sets.
+            does not help, or there are ``max_dendrites`` sets. With ``targets``, a pretrained network's
+            ``"frozen"`` layers above all, it is the number of parameters that are trainable in the end, a head
+            included: one set of dendrites with a few synapses each is placed on those neurons and inputs, of all
+            layers, where the loss falls most steeply.
         sets: with ``max_parameters`` how many sets of units these are shared out to, each twice the one before.
         growth_epochs: with ``max_parameters`` the length in epochs of base phases before the last, long one; ``None``:
             six, or a fifth of ``base_epochs`` where that is less.
@@ -85,8 +88,8 @@ class DendriteCallback(pl.Callback):
             candidates, several processes communicate about what they do in a base step, or less, in the mean.
         fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
             correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
-            with inputs drawn at random. ``None``: all; of shared ones 32. Recurrent layers and modules of one's own
-            keep all inputs.
+            with inputs drawn at random. ``None``: all; of shared ones 32; of those that are placed within a budget
+            four, or more where that does not use it up. Recurrent layers and modules of one's own keep all inputs.
         share: below 1, each set grows only the neurons to which a dendrite is worth most for its parameters, of all
             layers, up to that share of what dendrites on all neurons would take. Not with ``learning="gradient"``.
         activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"``, ``"gelu"`` or

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 
+from pl_dendrites import DendriteCallback
 from pl_dendrites.training.empty_optimizers import empty_optimizers
 from tests.combinations import EPOCHS, Combination, half_precision
 from tests.models import QUIET, Classifier, Rates, bits, loaders, quick, same_bits, train
@@ -412,3 +413,36 @@ def test_resumed_from_the_pretrained_network_as_the_best(tmp_path: Path) -> None
     train(resumed, again, max_epochs=EPOCHS, ckpt_path=tmp_path / "first.ckpt")
     assert again.history == whole.history
     assert same_bits(bits(resumed), bits(model))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_parameters": 2.5},
+        {"fan_in": 0.5},
+        {"share": 0.5},
+        {"learning": "gradient"},
+        {"activation": "relu"},
+        {"form": "shared"},
+        {"around": ["net"]},
+    ],
+    ids=str,
+)
+def test_what_placed_dendrites_cannot_be_is_refused_with_what_they_are(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"by which dendrites are placed|where dendrites are shared"):
+        DendriteCallback("val_loss", **{"targets": "frozen", "max_parameters": 100} | settings)
+
+
+def test_a_budget_is_what_is_trainable_in_the_end_a_head_included() -> None:
+    """The head has 14 of the 40; the console says where the others went."""
+    model = pretrained()
+    model.net[4].requires_grad_(True)
+    dendrites = quick(targets="frozen", max_parameters=40, growth_epochs=2)
+    train(model, dendrites)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert 40 - 4 < trainable <= 40
+    assert [(record["phase"], record["dendrites"]) for record in dendrites.history] == [
+        ("base", 0),
+        ("correlation", 0),
+        ("base", 1),
+    ]

@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import finetune
 
-RATES = (1e-3, 2e-3, 4e-3)
-OWN_RATES = {"everything": (1e-4, 2e-4, 4e-4)}
+RATES = (2e-3, 4e-3)
+OWN_RATES = {"everything": (2e-4, 4e-4)}
 GROWTH = 6  # epochs of the head alone, before there are dendrites; the others train as many more
 
 
@@ -94,9 +94,7 @@ def run(fit: Fit) -> dict[str, Any]:
     trainer = finetune.trainer(dendrites, precision=fit.precision)
     trainer.fit(model, *finetune.loaders(train, val))
     seconds = time.process_time() - begun
-    last = (
-        trainer.test(model, DataLoader(test, 128, collate_fn=finetune.collate), verbose=False) if fit.tested else [{}]
-    )
+    (last,) = trainer.test(model, DataLoader(test, 128, collate_fn=finetune.collate), verbose=False)
     learned = dendrites_state_dict(model, with_trainable=True)
     return {
         **asdict(fit),

@@ -189,6 +189,10 @@ class Block(nn.Module):
             outputs: what :meth:`forward` returned.
         """
         dim = self.kind.dim
+        if self.is_placed and self.neurons is not None:
+            for output in outputs:
+                total = total.index_add(dim, self.neurons, output.to(total.dtype))
+            return total
         for weight, output in zip(self.weights, outputs, strict=True):
             factor, term = per_neuron(local(weight), dim, total.ndim), output
             if not total.dtype == factor.dtype == term.dtype:
