@@ -23,6 +23,7 @@ __all__ = [
     "like_nested",
     "local",
     "map_tensors",
+    "may_add_in_place",
     "per_neuron",
     "unstack_nodes",
 ]
@@ -60,6 +61,20 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def may_add_in_place() -> bool:
+    """Whether a sum that nobody else has may take in a term in place: not under transforms, nor in a graph.
+
+    A batch cannot be added to what is no batch under ``torch.func.vmap``, and a graph has no use for it.
+
+    Example:
+        >>> torch.func.vmap(lambda x: x * may_add_in_place())(torch.ones(2))
+        tensor([0., 0.])
+        >>> may_add_in_place()
+        True
+    """
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def below_transforms(tensor: Tensor) -> Tensor:
     """The tensor that one stands for under transforms of ``torch.func``, batches in front; any other tensor itself.
 
@@ -90,9 +105,9 @@ def per_neuron(values: Tensor, dim: int, ndim: int) -> Tensor:
         >>> per_neuron(torch.zeros(4, 3), dim=-3, ndim=4).shape
         torch.Size([4, 1, 3, 1, 1])
     """
-    *lead, neurons = values.shape
-    if dim == -1 and not lead:  # they broadcast as they are
+    if dim == -1 and values.ndim == 1:  # they broadcast as they are
         return values
+    *lead, neurons = values.shape
     return values.reshape(*lead, *[1] * (ndim + dim), neurons, *[1] * (-dim - 1))
 
 

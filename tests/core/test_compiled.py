@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -79,3 +80,45 @@ def test_a_layer_and_its_dendrites_are_one_graph(
     attach(layer, live=live, fan_in=fan_in)
     grow(layer, 2)
     torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+RECURRENT = [
+    pytest.param(lambda: nn.GRU(3, 4), False, id="gru"),
+    pytest.param(lambda: nn.LSTM(3, 4, 2, bidirectional=True), True, id="lstm-two-layers-both-ways-live"),
+]
+
+
+@pytest.fixture
+def recurrent_layers_compiled() -> Iterator[None]:
+    """PyTorch leaves them out of graphs unless it is told otherwise."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        yield
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("recurrent_layers_compiled")
+@pytest.mark.parametrize(("make", "live"), RECURRENT)
+def test_a_recurrent_layer_and_its_dendrites_are_one_graph(make: Callable[[], nn.Module], live: bool) -> None:
+    network = nn.Sequential(make())
+    attach(network, live=live)
+    grow(network[0], 2)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("recurrent_layers_compiled")
+def test_a_state_that_a_compiled_call_returned_is_known_or_missed_aloud() -> None:
+    layer, x = nn.GRU(3, 4), torch.randn(6, 2, 3)
+    attach(layer)
+    grow(layer, 2)
+    compiled, (whole, _) = torch.compile(layer, backend="eager"), layer(x)
+    _, state = compiled(x[:4])
+    with pytest.warns(UserWarning, match="a state that it does not know"):
+        layer(x[4:], state)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*a state that it does not know")
+        first, state = compiled(x[:4], torch.zeros(1, 2, 4))
+        rest, _ = layer(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, rest]), whole)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import custom_from_mask
 
 from pl_dendrites.core import Form, attach, detach, restore_structure
 from pl_dendrites.core.kinds import LinearConv as Stacked
@@ -351,3 +352,27 @@ def test_channels_that_never_vary_are_not_kept() -> None:
     layer(x).square().mean().backward()
     network.keep_strongest()
     assert network.candidates[""].nodes.inputs.view(2, 4).tolist() == [[1, 1, 6, 6]] * 2
+
+
+@pytest.mark.parametrize("pruned", [0, 1])
+def test_an_output_weight_that_is_pruned_is_what_it_became(pruned: int) -> None:
+    """Pruning takes the parameter away, and has a plain tensor stand where it was."""
+    layer, x = make_layer(lambda: nn.Linear(5, 3), [Form(2)]), torch.randn(4, 5, dtype=torch.float64)
+    twin, mask = copy.deepcopy(layer), torch.tensor([1.0, 0.0, 1.0])
+    custom_from_mask(layer.dendrites[0].weights, str(pruned), mask)
+    with torch.no_grad():
+        twin.dendrites[0].weights[pruned].mul_(mask)
+    torch.testing.assert_close(layer(x), twin(x))
+
+
+@pytest.mark.parametrize("forms", [[Form(3)], [Form(1), Form(1, live=True)], [Form(2, neurons=2)]], ids=str)
+def test_what_the_layer_itself_put_out_is_left_as_it_is(forms: Sequence[Form]) -> None:
+    """Somebody may look at it, and a layer whose last step is a tanh needs it to learn."""
+    layer, seen = make_layer(lambda: nn.Linear(5, 3), forms), []
+    forward = layer.forward
+    layer.forward = lambda x: seen.append(forward(x)) or seen[-1]
+    x = torch.randn(4, 5, dtype=torch.float64)
+    for _ in range(2):
+        with torch.no_grad():
+            layer(x)
+        torch.testing.assert_close(seen[-1], nn.functional.linear(x, layer.weight, layer.bias))

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from pl_dendrites.core import DendriticNetwork, attach
+from pl_dendrites.core import DendriticNetwork, Form, attach
 from pl_dendrites.core.rule.processes import JointLearning
-from tests.core.helpers import grow
+from tests.core.helpers import grow, randomise
 
 MODELS = [
     pytest.param(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)), (7, 3), id="linear"),
@@ -219,3 +219,22 @@ def test_a_mean_of_per_sample_losses() -> None:
     vmap(lambda a, b: F.mse_loss(one.model(a), b))(x, y).mean().backward()
     F.mse_loss(other.model(x), y).backward()
     assert_learned_alike(one, other)
+
+
+STACKS = [Form(2), Form(1, "relu"), Form(2)]
+
+
+@pytest.mark.parametrize("name", ["0.weights.1", "1.nodes.weight", "1.links", "2.weights.0", "2.weights.1"])
+def test_a_batch_of_values_of_one_parameter_of_dendrites(name: str) -> None:
+    """What is a batch meets what is none: a sum that began without cannot take it in in place."""
+    layer = nn.Linear(3, 4).double()
+    attach(layer)
+    layer.dendrites.reshape(layer, STACKS)
+    randomise(layer.dendrites)
+    parameters, x = dict(layer.named_parameters()), torch.randn(5, 3, dtype=torch.float64)
+    values = torch.randn(2, *parameters[f"dendrites.{name}"].shape, dtype=torch.float64)
+
+    def out(value: Tensor) -> Tensor:
+        return functional_call(layer, {**parameters, f"dendrites.{name}": value}, (x,))
+
+    torch.testing.assert_close(vmap(out)(values), torch.stack(list(map(out, values))))

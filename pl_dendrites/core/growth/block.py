@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pl_dendrites.core.activations import ACTIVATIONS, FUNCTIONS
 from pl_dendrites.core.checks import check, check_one_of
 from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
-from pl_dendrites.core.tensors import INTEGERS, local, per_neuron
+from pl_dendrites.core.tensors import INTEGERS, local, may_add_in_place, per_neuron
 
 __all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form", "inputs_kept"]
 
@@ -175,11 +175,13 @@ class Block(nn.Module):
         Returns:
             Those of this block in order, for its own neurons.
         """
-        with nullcontext() if self.live else torch.no_grad():
-            potentials = self.kind.potentials(self.nodes, self.count, inputs, out, self.live)
-            if self.neurons is not None:
-                earlier = [output.index_select(self.kind.dim, self.neurons) for output in earlier]
-            return cascade(potentials.unbind(0), self.links, FUNCTIONS[self.form.activation], self.kind.dim, earlier)
+        kind, form, neurons = self.kind, self.form, self._whose()
+        remembers = form.live or not torch.is_grad_enabled()  # as it is
+        with nullcontext() if remembers else torch.no_grad():
+            potentials = kind.potentials_apart(self._part("nodes"), form.count, inputs, out, form.live)
+            if neurons is not None:
+                earlier = [output.index_select(kind.dim, neurons) for output in earlier]
+            return cascade(potentials, self.links, FUNCTIONS[form.activation], kind.dim, earlier)
 
     def add_to(self, total: Tensor, outputs: list[Tensor]) -> Tensor:
         """What the next layer sees, as far as these dendrites and all below go.
@@ -188,20 +190,40 @@ class Block(nn.Module):
             total: the layer's output with the signals of those below, ``(*, C, *)``.
             outputs: what :meth:`forward` returned.
         """
-        dim = self.kind.dim
-        if self.is_placed and self.neurons is not None:
+        dim, dtype, given, in_place = self.kind.dim, total.dtype, total, may_add_in_place()
+        neurons = self._whose()
+        if neurons is not None and self.is_placed:
             for output in outputs:
-                total = total.index_add(dim, self.neurons, output.to(total.dtype))
+                total = total.index_add(dim, neurons, output if output.dtype == dtype else output.to(dtype))
             return total
-        for weight, output in zip(self.weights, outputs, strict=True):
+        for weight, output in zip(self._output_weights(), outputs, strict=True):
             factor, term = per_neuron(local(weight), dim, total.ndim), output
-            if not total.dtype == factor.dtype == term.dtype:
-                factor, term = factor.to(total.dtype), term.to(total.dtype)
-            if self.neurons is None:
+            if not dtype == factor.dtype == term.dtype:
+                factor, term = factor.to(dtype), term.to(dtype)
+            if neurons is not None:
+                total = total.index_add(dim, neurons, factor * term)
+            elif total is given or not in_place:
                 total = torch.addcmul(total, factor, term)
             else:
-                total = total.index_add(dim, self.neurons, factor * term)
+                total = total.addcmul_(factor, term)
         return total
+
+    # At batch 1 nn.Module.__getattr__ and the like take as long as the arithmetic: what goes past them is below.
+
+    def _whose(self) -> Tensor | None:
+        return None if self.form.neurons is None else self.neurons
+
+    def _part(self, name: str) -> nn.Module:
+        part = self._modules[name]
+        assert part is not None
+        return part
+
+    def _output_weights(self) -> Iterable[Tensor]:
+        # Where not all are parameters, as after pruning, which puts what it computes in the place of one, the list is
+        # asked.
+        weights = self._part("weights")
+        entries = weights._parameters
+        return cast("Iterable[Tensor]", entries.values() if (*entries,) == self._places else weights)
 
     def for_all(self, outputs: list[Tensor], out: Tensor) -> list[Tensor]:
         """Outputs of dendrites for all neurons of the layer, zero where a neuron has none here.
@@ -243,6 +265,7 @@ class Block(nn.Module):
         self.weights = self.weights[:keep]
         for _ in range(keep, count):
             self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
+        self._places = tuple(map(str, range(count)))
         if self.is_placed:
             for parameter in self.parameters():
                 parameter.requires_grad_(any(parameter is synapse for synapse in self.trained_parameters()))
@@ -302,17 +325,23 @@ def cascade(
         >>> first.item(), second.item()
         (1.0, 0.0)
     """
-    outputs: list[Tensor] = []
-    rows = iter(links.unbind())
+    if dim != -1 and potentials:
+        links = per_neuron(links, dim, potentials[0].ndim)
+    rows = iter(links.unbind() if len(links) else ())
+    in_place, seen = may_add_in_place(), [*below]
     for potential in potentials:
         total = potential
-        for earlier in (*below, *outputs):
-            link = per_neuron(next(rows), dim, earlier.ndim)
-            link = link if link.dtype == earlier.dtype else link.to(earlier.dtype)
-            # In place from the second on: what the first made belongs to nobody else.
-            total = torch.addcmul(total, link, earlier) if total is potential else total.addcmul_(link, earlier)
-        outputs.append(activation(total))
-    return outputs
+        for earlier in seen:
+            link = next(rows)
+            if link.dtype != earlier.dtype:
+                link = link.to(earlier.dtype)
+            # What the first sum made belongs to nobody else.
+            if total is potential or not in_place:
+                total = torch.addcmul(total, link, earlier)
+            else:
+                total.addcmul_(link, earlier)
+        seen.append(activation(total))
+    return seen[len(below) :]
 
 
 def _rows(count: int, below: int) -> int:

@@ -82,7 +82,7 @@ class Dendrites(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Block | SharedBlock]:
         """The blocks in order."""
-        return cast(Iterator[Block | SharedBlock], super().__iter__())
+        return cast("Iterator[Block | SharedBlock]", super().__iter__())
 
     @property
     def private(self) -> list[Block]:

@@ -29,7 +29,7 @@ __all__ = [
 
 def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
-    dendrites = layer.dendrites
+    dendrites = layer._modules["dendrites"]
     assert isinstance(dendrites, Dendrites)
     inputs, kind = Inputs(args, kwargs), dendrites.kind
     if kind.dim == 0:
@@ -42,9 +42,9 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         inputs = dendrites.memory.running(inputs)
     if dendrites.needs_copy(layer):
         inputs = inputs.copied()
-    nobody = dendrites.candidates is None and dendrites.watch is None
-    levels = None if nobody or not is_transformed() else trained_levels(layer.parameters())
-    return dendrites(inputs, out, levels=levels)
+    if (dendrites.candidates is None and dendrites.watch is None) or not is_transformed():
+        return dendrites(inputs, out)
+    return dendrites(inputs, out, levels=trained_levels(layer.parameters()))
 
 
 def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -207,6 +207,16 @@ class LayerKind(ABC):
         Returns:
             Shape ``(count, *, C, *)``.
         """
+
+    def potentials_apart(
+        self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False
+    ) -> Sequence[Tensor]:
+        """What :meth:`potentials` computes of the same arguments, each node's for itself.
+
+        Returns:
+            ``count`` tensors ``(*, C, *)``. Nobody changes them in place: they may be views of one.
+        """
+        return self.potentials(nodes, count, inputs, out, live).unbind(0)
 
     @abstractmethod
     def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:

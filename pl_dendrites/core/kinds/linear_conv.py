@@ -8,6 +8,7 @@ tools that know PyTorch's layers know ours.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -137,6 +138,15 @@ class LinearConv(LayerKind):
         """
         stacked = run_like(nodes, self.input_of(inputs, live), out)
         return unstack_nodes(stacked, count, self.groups, self.dim)
+
+    def potentials_apart(
+        self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False
+    ) -> Sequence[Tensor]:
+        """See :meth:`LayerKind.potentials_apart`."""
+        if self.groups > 1:
+            return super().potentials_apart(nodes, count, inputs, out, live)
+        stacked = run_like(nodes, self.input_of(inputs, live), out)
+        return torch.split_with_sizes(stacked, [self.neurons] * count, self.dim)
 
     def input_of(self, inputs: Inputs, live: bool) -> Tensor:
         """The tensor that nodes see, without its history unless they are live; of a nested one, its samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from pl_dendrites.core.kinds.whole_module import WholeModule
 from pl_dendrites.core.tensors import below_transforms, map_tensors
 
 __all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
+
+_FORGOTTEN = (
+    "a recurrent layer with dendrites is called with a state that it does not know, and its dendrites start from that."
+    " If a compiled call returned it, they should go on from states of their own, which such a call keeps only if it is"
+    " given a state itself, zeros for example"
+)
 
 
 @register(nn.RNNCellBase, nn.RNNCell, nn.GRUCell, nn.LSTMCell)
@@ -56,11 +63,13 @@ class Recurrent(WholeModule):
         """What calls of the layer returned."""
         return States()
 
-    def begin(self, inputs: Inputs, memory: Memory) -> RecurrentCall:
+    def begin(self, inputs: Inputs, memory: Memory) -> Inputs:
         """Give the layer its own state back where it is called with one that it returned."""
         assert isinstance(memory, States)
+        if _in_one_graph(inputs):
+            return inputs
         args, kwargs = inputs
-        given = args[1] if len(args) > 1 else kwargs.get("hx")
+        given = _state_in(inputs)
         past = memory.find(given)
         if past is None:
             return RecurrentCall(inputs, memory)
@@ -77,12 +86,14 @@ class Recurrent(WholeModule):
         tensor: Tensor = sequence.data if isinstance(sequence, PackedSequence) else sequence
         return tensor
 
-    def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
-        """See :meth:`LayerKind.potentials`."""
+    def potentials_apart(
+        self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False
+    ) -> list[Tensor]:
+        """See :meth:`LayerKind.potentials_apart`."""
         assert isinstance(nodes, nn.ModuleList)
         args, kwargs = inputs if live else map_tensors(Tensor.detach, tuple(inputs))
         sequence = args[0] if args else kwargs["input"]
-        given = args[1] if len(args) > 1 else kwargs.get("hx")
+        given = _state_in(Inputs(args, kwargs))
         call = inputs if isinstance(inputs, RecurrentCall) else None
         starts = None if call is None else call.starts.get(nodes)
         outputs, ends = [], []
@@ -92,7 +103,7 @@ class Recurrent(WholeModule):
             ends.append(returned[1] if live else map_tensors(Tensor.detach, returned[1]))
         if call is not None:
             call.ends[nodes] = ends
-        return torch.stack(outputs)
+        return outputs
 
     def with_output(self, out: Any, tensor: Tensor, inputs: Inputs) -> Any:
         """The sequence and the final state, both with the dendrites' signal."""
@@ -162,6 +173,9 @@ class States(Memory):
 
     The hidden state is known again by the memory that its values lie in, which a view and a detached tensor share.
 
+    Attributes:
+        forgets: whether a compiled call ever returned a state that was not kept.
+
     Example:
         >>> states = States()
         >>> returned = torch.ones(1, 2)
@@ -174,6 +188,21 @@ class States(Memory):
     def __init__(self) -> None:
         super().__init__()
         self._past: dict[StorageWeakRef, _Past] = {}
+        self.forgets = False
+
+    def begin(self, call: Inputs) -> None:
+        """See :meth:`Memory.begin`."""
+        if _in_one_graph(call):
+            self.forgets = True
+        else:
+            super().begin(call)
+
+    def running(self, inputs: Inputs) -> Inputs:
+        """See :meth:`Memory.running`."""
+        if not _in_one_graph(inputs):
+            return super().running(inputs)
+        self.forgets = True
+        return inputs
 
     def find(self, given: Any) -> _Past | None:
         """What the call left behind that returned a state; ``None`` for any other state."""
@@ -181,7 +210,11 @@ class States(Memory):
             return None
         tensors = _tensors(given)
         past = self._past.get(_place(tensors[0]))
-        return past if past is not None and past.returned(tensors) else None
+        if past is not None and past.returned(tensors):
+            return past
+        if self.forgets and not torch.compiler.is_compiling() and any(bool(tensor.any()) for tensor in tensors):
+            warnings.warn(_FORGOTTEN, stacklevel=2)
+        return None
 
     def keep(self, returned: Any, own: Any, ends: dict[nn.Module, list[Any]]) -> None:
         """A call of the layer returns.
@@ -195,6 +228,17 @@ class States(Memory):
             self._past.pop(place, None)
         tensors = _tensors(returned)
         self._past[_place(tensors[0])] = _Past(tensors, own, ends)
+
+
+def _state_in(inputs: Inputs) -> Any:
+    args, kwargs = inputs
+    return args[1] if len(args) > 1 else kwargs.get("hx")
+
+
+def _in_one_graph(inputs: Inputs) -> bool:
+    # Tensors of a graph that is compiled lie nowhere yet. So a whole sequence is not kept, and one that goes on from a
+    # state, which can only be found while the model runs, is looked up outside of the graph.
+    return torch.compiler.is_dynamo_compiling() and _state_in(inputs) is None
 
 
 def _tensors(state: Any) -> list[Tensor]:

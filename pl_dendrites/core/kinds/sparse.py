@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pl_dendrites.core.kinds.bags import weighted_sums
 from pl_dendrites.core.kinds.base import Inputs, LayerKind, plain_kind, weight_of
 from pl_dendrites.core.kinds.linear_conv import LinearConv, like, pick, run_like
+from pl_dendrites.core.tensors import unstack_nodes
 
 __all__ = ["Sparse", "SparseConv", "SparseLinear", "narrowed"]
 
@@ -158,11 +160,19 @@ class Sparse(LayerKind):
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""
+        return unstack_nodes(self._side_by_side(nodes, inputs, out, live), count, 1, self.dim)
+
+    def potentials_apart(
+        self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False
+    ) -> Sequence[Tensor]:
+        """See :meth:`LayerKind.potentials_apart`."""
+        stacked = self._side_by_side(nodes, inputs, out, live)
+        return torch.split_with_sizes(stacked, [self.neurons] * count, self.dim)
+
+    def _side_by_side(self, nodes: nn.Module, inputs: Inputs, out: Tensor, live: bool) -> Tensor:
         x = self._dense.input_of(inputs, live)
-        stacked = nodes(x) if isinstance(nodes, SparseLinear) else nodes(x, out)
-        dim = self.dim % stacked.ndim
-        apart: Tensor = stacked.unflatten(dim, (count, self.neurons)).movedim(dim, 0)
-        return apart
+        stacked: Tensor = nodes(x) if isinstance(nodes, SparseLinear) else nodes(x, out)
+        return stacked
 
     @torch.no_grad()
     def strongest(self, nodes: nn.Module, count: int, deviation: Tensor | None = None) -> list[dict[str, Tensor]]:

@@ -216,13 +216,19 @@ class WholeModule(LayerKind):
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
         """See :meth:`LayerKind.potentials`."""
+        return torch.stack(self.potentials_apart(nodes, count, inputs, out, live))
+
+    def potentials_apart(
+        self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False
+    ) -> list[Tensor]:
+        """See :meth:`LayerKind.potentials_apart`."""
         assert isinstance(nodes, nn.ModuleList)
         outputs = []
         for node in nodes:
             # A clone for each: a module may well begin with something that works in place.
             args, kwargs = map_tensors(lambda x: x.clone() if live else x.detach().clone(), tuple(inputs))
             outputs.append(self._pick(node(*args, **kwargs)))
-        return torch.stack(outputs)
+        return outputs
 
     def take(self, nodes: nn.Module, choice: Tensor | int) -> dict[str, Tensor]:
         """See :meth:`LayerKind.take`."""
