@@ -317,26 +317,37 @@ class Noted:
 
 
 @pytest.mark.long
-def test_a_process_that_fails_or_dies_is_told_whole_and_none_is_left() -> None:
+def test_what_a_process_fails_of_is_told_whole_and_none_is_left() -> None:
     jobs = [Fake("one"), Fake("two"), Fake("both", needs=("one", "two")), Fake("fails", needs=("both",))]
     threads, noted, runs = torch.get_num_threads(), Noted(), list[Run]()
+
+    def train() -> None:
+        with Workers(jobs, 2, 4) as workers:
+            for run in workers.train(jobs, {(0, "two"): run_of("two", 0, 0.1)}, noted):
+                runs.append(run)  # before the next fails
+
     torch.set_num_threads(4)
     try:
-        with (
-            pytest.raises(RuntimeError, match=r"(?s)'fails' with seed 0.*in train\n.*ArithmeticError: of the model"),
-            Workers(jobs, 2, 4) as workers,
-        ):
-            runs += workers.train(jobs, {(0, "two"): run_of("two", 0, 0.1)}, noted)
+        with pytest.raises(RuntimeError, match=r"(?s)'fails' with seed 0.*in train\n.*ArithmeticError: of the model"):
+            train()
     finally:
         torch.set_num_threads(threads)
+    assert [run.name for run in runs] == ["one", "both"]
+    assert {run.parameters for run in runs} == {2}  # half of the threads
+    assert os.getpid() not in {run.tries for run in runs}
     assert noted.begun == ["one", "both", "fails"]
     assert noted.told == [(name, 2, 31) for name in noted.begun]
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.long
+def test_a_process_that_dies_is_no_end_of_waiting() -> None:
+    jobs = [Fake("dies")]
     with (
         pytest.raises(RuntimeError, match=r"'dies' with seed 0 ended by itself \(exit code -9"),
-        Workers([Fake("dies")], 1, 1) as workers,
+        Workers(jobs, 1, 1) as workers,
     ):
-        list(workers.train([Fake("dies")], {}, noted))
+        list(workers.train(jobs, {}, Noted()))
     assert not multiprocessing.active_children()
 
 

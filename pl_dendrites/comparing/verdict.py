@@ -17,7 +17,7 @@ AS_LARGE = ("wider", "deeper", "pruned", "sparse")
 _SMALL_IS_GOOD = {"loss", "error", "err", "mse", "mae", "rmse", "nll", "perplexity"}
 _LARGE_IS_GOOD = {"acc", "accuracy", "f1", "auc", "auroc", "r2", "iou", "dice", "precision", "recall"}
 _PARTS = ("train", "val", "valid", "validation", "test")
-_EXACT = {1: 12.706, 2: 4.303, 3: 3.182}
+_EXACT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 
 class Interval(NamedTuple):
