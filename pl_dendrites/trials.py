@@ -127,14 +127,14 @@ class Trials:
 
 
 @contextmanager
-def _interruptible(trainer: pl.Trainer) -> Iterator[None]:
+def _interruptible() -> Iterator[None]:
     # Lightning exits when it is interrupted, and is deaf to it from then on. Who compares may want to go on.
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as error:
-        if not trainer.interrupted:
-            raise
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # it was told to end
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error
 
@@ -171,7 +171,7 @@ class _Trial:
         users = users if isinstance(users, Sequence) else [users]
         told = [_Told(self._trials.tell, self.fits + 1, self.epochs)] if self._trials.tell else []
         self._trainer = trainer = pl.Trainer(**{**_QUIET, **settings}, callbacks=[*users, *callbacks, callback, *told])
-        with _interruptible(trainer):
+        with _interruptible():
             trainer.fit(self.model, datamodule=self._data)
         self.fits, self.epochs = self.fits + 1, self.epochs + trainer.current_epoch
         score, best = callback.best_model_score, self._best
@@ -190,7 +190,7 @@ class _Trial:
     def tested(self) -> Run:
         assert self._best is not None
         seconds, metric = time.perf_counter() - self._start, self._trials.metric
-        with _interruptible(self._trainer):
+        with _interruptible():
             found = self._trainer.test(self.model, datamodule=self._data, verbose=False)
         logged = {key: value for part in found for key, value in part.items()}
         if metric not in logged:

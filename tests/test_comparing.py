@@ -199,10 +199,10 @@ def test_what_is_finished_when_it_is_interrupted_is_not_done_again(
     Interrupted.fits, Interrupted.last = 0, -1
     whole, fits = ask(), Interrupted.fits
     Interrupted.fits, Interrupted.last = 0, 3
-    handler = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         ask(dirpath=tmp_path / "runs")
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler  # Lightning would hear it no more
     assert (
         caplog.messages[-1]
         == f"compare: interrupted; 2 of 3 networks were finished and are in '{tmp_path}/runs': ask again"

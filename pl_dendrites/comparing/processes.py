@@ -140,7 +140,7 @@ class _Worker:
     def end(self, at_once: bool) -> None:
         self.connection.close()
         if at_once:
-            self._process.terminate()
+            self._process.kill()  # Lightning would finish its batch first
         self._process.join()
 
     def _refuse_end(self) -> Any:
@@ -181,7 +181,7 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # whatever it is doing: nobody waits for it
+        os.kill(os.getpid(), signal.SIGTERM)  # nobody waits for what it is doing
 
 
 def _refuse_what_cannot_be_sent(jobs: Sequence[Job]) -> None:
