@@ -146,7 +146,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> [duration(seconds) for seconds in (7.4, 95, 7300)]
-        ['7 s', '2 min', '2 h 2 min']
+        ['7 s', '2 min', '2 h 1 min']
     """
     if seconds < _MINUTE:
         return f"{seconds:.0f} s"
