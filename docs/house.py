@@ -23,6 +23,7 @@ text{font:15px system-ui,sans-serif}.m{font-size:12.5px}.h{font-weight:600}
 """
 SAYS = {
     "pl_dendrites": "what a user imports, and one fit",
+    "comparing": "a comparison, apart from its fits",
     "reporting": "what people see",
     "training": "the Trainer's side",
     "controls": "what could do as well",

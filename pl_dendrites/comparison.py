@@ -2,93 +2,43 @@
 
 from __future__ import annotations
 
-import statistics
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.seed import isolate_rng
 
-from pl_dendrites.controls import Stages, closest_width, pruned, sparse, weights_of
-from pl_dendrites.core.cost import parameter_count
-from pl_dendrites.trials import Run, Trials, seeds_aside, without_dendrites
+from pl_dendrites.comparing import (
+    Comparison,
+    Folder,
+    Key,
+    Progress,
+    Run,
+    Workers,
+    in_order,
+    mode_of,
+    question,
+    quiet,
+)
+from pl_dendrites.controls import closest_width
+from pl_dendrites.plan import Factory, check_widths, plan, rehearse
+from pl_dendrites.trials import Trials, seeds_aside
 
 __all__ = ["Comparison", "Run", "closest_width", "compare"]
 
-Factory = Callable[[int], pl.LightningModule]
-# What a control is called, and beside one of several networks with dendrites.
-_NAMES = {
-    "wider": ("wider, restarted", "as large as {}, restarted"),
-    "deeper": ("deeper, restarted", "deeper, as large as {}, restarted"),
-    "pruned": ("pruned", "pruned, as large as {}"),
-    "sparse": ("sparse", "sparse, as large as {}"),
-}
-_STAGES: dict[str, Stages] = {"pruned": pruned, "sparse": sparse}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` found; printed, it is a table.
-
-    Attributes:
-        metric: name of the metric on test data.
-        runs: one for every network and seed.
-    """
-
-    metric: str
-    runs: tuple[Run, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Every run as a dict of plain values, as for JSON."""
-        return [asdict(run) for run in self.runs]
-
-    def __str__(self) -> str:
-        """A row for every network: mean and standard deviation over the seeds."""
-        names = list(dict.fromkeys(run.name for run in self.runs))
-        width = max(map(len, names))
-        lines = [f"{'':{width}}  {self.metric:>18}  parameters       bytes  epochs  seconds"]
-        for name in names:
-            runs = [run for run in self.runs if run.name == name]
-            results = [run.result for run in runs]
-            spread = f" ± {statistics.stdev(results):.2g}" if len(runs) > 1 else ""
-            result = f"{statistics.mean(results):.4g}{spread}"
-            keys = ("parameters", "bytes", "epochs", "seconds")
-            size, saved, epochs, seconds = (statistics.mean(getattr(run, key) for run in runs) for key in keys)
-            lines.append(f"{name:{width}}  {result:>18}  {size:10,.0f}  {saved:10,.0f}  {epochs:6.0f}  {seconds:7.1f}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Control:
-    # What stands beside a network with dendrites: of a width that goes by its parameters, restarted or in stages.
-    factory: Factory
-    named: str
-    times: float = 1.0
-    stages: Stages | None = None
-
-    def run(self, trials: Trials, name: str, grown: Run, arguments: Mapping[str, Any]) -> Run:
-        if self.stages is not None:
-            make = partial(self.factory, self._dense(grown.parameters))
-            return trials.in_stages(name, grown, make, self.stages, arguments)
-        make = partial(self.factory, closest_width(self._count, grown.parameters, self.named))
-        return trials.restarted(name, grown.seed, make, without_dendrites(arguments), beside=[grown])
-
-    def _dense(self, left: int) -> int:
-        width = closest_width(self._count, round(self.times * left), self.named)
-        # What is no weight stays: of a small network it must leave some room.
-        return max(bisect_right(range(1, width + 1), left // 2, key=self._beside_weights), 1)
-
-    def _count(self, width: int) -> int:
-        with isolate_rng():
-            return parameter_count(self.factory(width))
-
-    def _beside_weights(self, width: int) -> int:
-        with isolate_rng():
-            model = self.factory(width)
-        return parameter_count(model) - sum(weight.numel() for weight in weights_of(model).values())
+# Arguments of callbacks and Trainers that say what is shown and kept, and change no result.
+_OF_NO_RESULT = (
+    "dirpath",
+    "verbose",
+    "logger",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+)
 
 
 def compare(
@@ -104,6 +54,10 @@ def compare(
     dense: float = 4.0,
     seeds: int = 3,
     trainer: Mapping[str, Any] | None = None,
+    dirpath: str | Path | None = None,
+    workers: int = 1,
+    mode: Literal["min", "max"] | None = None,
+    verbose: bool = True,
 ) -> Comparison:
     """Train a model as it is, with dendrites, and other networks with as many parameters.
 
@@ -113,11 +67,15 @@ def compare(
     epochs, and the best network of all these fits is tested. Networks some of whose weights are zero have just as many
     that are not as the network with dendrites has parameters, and are trained for as many epochs in all.
 
+    Before the first long fit every network is trained and tested for one batch, as by Lightning's ``fast_dev_run``, so
+    that a metric which nothing logs, or a width that ``wider`` cannot make, is known at once.
+
     Args:
         model: makes the model.
         data: makes its data, with a test part.
         dendrites: arguments of the ``DendriteCallback``, or several such by what they are to be called. The plain model
-            is then trained as much as the one that took most, by the arguments of the first.
+            is then trained as much as the one that took most, by the arguments of the first. ``verbose`` is ``False``
+            here unless it is among them.
         metric: what the model logs in ``test_step``.
         wider: makes the model with a width; the width whose parameters come closest to those of the network with
             dendrites is taken, for each of several settings. ``None``: no such control, and no honest answer to whether
@@ -133,15 +91,26 @@ def compare(
         seeds: the whole is run with seeds 0, 1, ...
         trainer: settings of the Trainer, added to ``max_epochs=-1`` and no output. Every fit gets a copy of what is in
             them, for callbacks and loggers remember the fits they saw.
+        dirpath: a folder for finished runs, a JSON file each. The same call goes on from there after it was
+            interrupted; more ``seeds`` or controls may be asked for then. ``None``: nothing is kept.
+        workers: networks that are trained at a time, each in a process of its own with its share of PyTorch's threads.
+            Results are those of one process with so many threads. Models and data must then be made by classes or
+            functions of a module, which a new process can import.
+        mode: whether a good result is small or large, for the verdict; ``None``: what the monitor of the same name
+            says, or the name itself (a loss, an accuracy).
+        verbose: say which network is trained and how long the rest will take: by a bar on a terminal, elsewhere, and
+            where ``trainer`` enables bars of its own, in a line for each finished network.
 
     Returns:
         All runs.
 
     Raises:
-        ValueError: if ``seeds`` is not positive, ``dense`` not above 1, ``pruned`` or ``sparse`` have no ``wider``, or
-            no width makes a network as large as it must be.
-        MisconfigurationException: if the metric is not logged in ``test_step``; lists those that are. If ``trainer``
-            ends a first fit before it was validated.
+        ValueError: if ``seeds`` or ``workers`` is not positive, ``dense`` not above 1, ``pruned`` or ``sparse`` have no
+            ``wider``, two networks have one name, or a width makes no network, or none as large as it must be. If
+            ``dirpath`` has runs of another comparison; says what differs. If a process cannot be sent what it needs.
+        MisconfigurationException: if the metric is not logged in ``test_step``, or a monitor not at all; lists those
+            that are. If ``trainer`` ends a first fit before it was validated.
+        RuntimeError: if a network fails in a process of its own; has all that it said.
 
     Example:
         >>> from torch import nn
@@ -165,31 +134,75 @@ def compare(
         ...     pruned=True,
         ...     seeds=1,
         ...     trainer={"limit_train_batches": 2, "limit_val_batches": 2},
+        ...     verbose=False,
         ... )
         >>> [run.name for run in comparison.runs]
         ['plain', 'with dendrites', 'plain, restarted', 'wider, restarted', 'pruned']
     """
-    if seeds < 1:
-        raise ValueError(f"`seeds` must be at least 1, got {seeds}")
-    if not dense > 1:
-        raise ValueError(f"`dense` must be above 1, got {dense}")
-    if (pruned or sparse) and wider is None:
-        raise ValueError("`pruned` and `sparse` begin with a network that `wider` makes, and there is none")
+    _check(seeds, workers, dense, wider, pruned or sparse)
     several = bool(dendrites) and all(isinstance(value, Mapping) for value in dendrites.values())
     settings: Mapping[str, Mapping[str, Any]] = dendrites if several else {"with dendrites": dendrites}
-    trials = Trials(data, metric, trainer or {})
-    factories, cut = {"wider": wider, "deeper": deeper}, {"pruned": pruned, "sparse": sparse}
-    controls = {kind: _Control(make, kind) for kind, make in factories.items() if make is not None}
-    if wider is not None:
-        controls |= {kind: _Control(wider, "wider", dense, _STAGES[kind]) for kind, asked in cut.items() if asked}
-    first = without_dendrites(next(iter(settings.values())))
-    runs = []
-    with seeds_aside():
-        for seed in range(seeds):
-            grown = [trials.restarted(name, seed, model, arguments) for name, arguments in settings.items()]
-            runs += [trials.restarted("plain", seed, model, first), *grown]
-            runs.append(trials.restarted("plain, restarted", seed, model, first, beside=grown))
-            for kind, control in controls.items():
-                name = _NAMES[kind][len(grown) > 1]
-                runs += [control.run(trials, name.format(run.name), run, settings[run.name]) for run in grown]
-    return Comparison(metric, tuple(runs))
+    factories = {kind: make for kind, make in (("wider", wider), ("deeper", deeper)) if make is not None}
+    cut = [kind for kind, asked in (("pruned", pruned), ("sparse", sparse)) if asked]
+    trials = Trials(data, metric, dict(trainer or {}))
+    planned = partial(plan, model=model, settings=settings, factories=factories, cut=cut, dense=dense)
+    jobs = planned(trials, seeds=range(seeds))
+    with ExitStack() as stack:
+        stack.enter_context(seeds_aside())
+        stack.enter_context(quiet())
+        for named, factory in factories.items():
+            check_widths(factory, named)
+        folder, done = None, dict[Key, Run]()
+        if dirpath is not None:
+            folder = Folder(dirpath, _question(model, trials, factories, settings, dense if cut else None))
+            done = {(job.seed, job.name): run for job in jobs if (run := folder.runs().get((job.seed, job.name)))}
+        bar = not trials.trainer.get("enable_progress_bar")
+        progress = Progress(jobs, done, workers=workers, kept_in=dirpath, verbose=verbose, bar=bar)
+        stack.enter_context(progress)
+        left, train = len(jobs) - len(done), in_order
+        if left and workers > 1:
+            # Begun before the rehearsal: they have much to import, and a script that cannot be imported fails at once.
+            train = stack.enter_context(Workers(jobs, workers, left)).train
+        if left:
+            progress.say("each network is tried for a batch")
+            rehearse(planned(replace(trials, trainer={**trials.trainer, "fast_dev_run": True}), seeds=[0]))
+        for run in train(jobs, done, progress):
+            if folder is not None:
+                folder.add(run)
+            progress.end(run, metric)
+            done[run.seed, run.name] = run
+    monitored = {own["monitor"]: own.get("mode", "min") for own in settings.values()}
+    return Comparison(metric, tuple(done[job.seed, job.name] for job in jobs), mode or mode_of(metric, monitored))
+
+
+def _check(seeds: int, workers: int, dense: float, wider: Factory | None, cut: bool) -> None:
+    if seeds < 1:
+        raise ValueError(f"`seeds` must be at least 1, got {seeds}")
+    if workers < 1:
+        raise ValueError(f"`workers` must be at least 1, got {workers}")
+    if not dense > 1:
+        raise ValueError(f"`dense` must be above 1, got {dense}")
+    if cut and wider is None:
+        raise ValueError("`pruned` and `sparse` begin with a network that `wider` makes, and there is none")
+
+
+def _question(
+    model: Callable[[], pl.LightningModule],
+    trials: Trials,
+    factories: Mapping[str, Factory],
+    settings: Mapping[str, Mapping[str, Any]],
+    dense: float | None,
+) -> dict[str, Any]:
+    return question(
+        model,
+        trials.data,
+        factories,
+        metric=trials.metric,
+        dendrites={name: _without(arguments, _OF_NO_RESULT) for name, arguments in settings.items()},
+        trainer=_without(trials.trainer, _OF_NO_RESULT),
+        **({} if dense is None else {"dense": dense}),
+    )
+
+
+def _without(arguments: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +17,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from pl_dendrites.callback import DendriteCallback
+from pl_dendrites.comparing import Run, Tell
 from pl_dendrites.controls import Stages, parameters_left, saved_bytes
 
-__all__ = ["Run", "Trials", "seeds_aside", "without_dendrites"]
+__all__ = ["Trials", "seeds_aside", "without_dendrites"]
 
 _QUIET = {
     "max_epochs": -1,
@@ -28,38 +31,6 @@ _QUIET = {
 }
 # What of a callback's arguments says how a network is trained that does not grow.
 _OF_THE_SCORE = ("monitor", "mode", "min_delta", "min_delta_mode", "verbose")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One network of a comparison, trained and tested.
-
-    Attributes:
-        name: what was compared: ``"plain"``, ``"plain, restarted"``, ``"with dendrites"``, ``"wider, restarted"``,
-            ``"deeper, restarted"``, ``"pruned"`` or ``"sparse"``; of several settings, the name of each and
-            ``"as large as NAME, restarted"``, ``"deeper, as large as NAME, restarted"`` and so on.
-        seed: of the run.
-        result: the metric on test data, which is read once.
-        score: the best one on validation data, which decided when to stop and what to keep.
-        parameters: of the network that was kept; of one that is sparse, those that are left.
-        epochs: of all its fits together.
-        seconds: of these, wall clock.
-        dendrites: per neuron.
-        tries: sets of dendrites that were tried.
-        bytes: that it takes to save the network, indices of what is sparse included; see
-            :func:`~pl_dendrites.controls.saved_bytes`.
-    """
-
-    name: str
-    seed: int
-    result: float
-    score: float
-    parameters: int
-    epochs: int
-    seconds: float
-    dendrites: int
-    tries: int
-    bytes: int
 
 
 def without_dendrites(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,11 +67,13 @@ class Trials:
         data: makes the data.
         metric: what the model logs in ``test_step``.
         trainer: settings of each Trainer.
+        tell: is told after each epoch which fit of a network it was, and how many epochs there were in all.
     """
 
     data: Callable[[], pl.LightningDataModule]
     metric: str
     trainer: Mapping[str, Any]
+    tell: Tell | None = None
 
     def restarted(
         self,
@@ -153,6 +126,29 @@ class Trials:
         return trial.tested()
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    # Lightning exits when it is interrupted, and is deaf to it from then on. Who compares may want to go on.
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # it was told to end
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
+
+
+class _Told(pl.Callback):
+    # Tells how far a network is.
+
+    def __init__(self, tell: Tell, fit: int, epochs: int) -> None:
+        self._tell, self._fit, self._epochs = tell, fit, epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._tell(self._fit, self._epochs + trainer.current_epoch + 1)
+
+
 class _Trial:
     # One network: its fits, and the best weights that one of them left.
 
@@ -169,14 +165,18 @@ class _Trial:
 
     def fit(self, arguments: Mapping[str, Any], callbacks: Sequence[pl.Callback] = ()) -> int:
         """Returns the epochs that it took."""
-        self._callback = callback = DendriteCallback(**arguments)
+        self._callback = callback = DendriteCallback(**{"verbose": False, **arguments})
         settings = copy.deepcopy(dict(self._trials.trainer))
         users = settings.pop("callbacks", None) or []
         users = users if isinstance(users, Sequence) else [users]
-        self._trainer = trainer = pl.Trainer(**{**_QUIET, **settings}, callbacks=[*users, *callbacks, callback])
-        trainer.fit(self.model, datamodule=self._data)
+        told = [_Told(self._trials.tell, self.fits + 1, self.epochs)] if self._trials.tell else []
+        self._trainer = trainer = pl.Trainer(**{**_QUIET, **settings}, callbacks=[*users, *callbacks, callback, *told])
+        with _interruptible():
+            trainer.fit(self.model, datamodule=self._data)
         self.fits, self.epochs = self.fits + 1, self.epochs + trainer.current_epoch
         score, best = callback.best_model_score, self._best
+        if score is None and trainer.fast_dev_run:  # type: ignore[attr-defined]
+            score = math.nan  # one batch may say nothing
         if score is not None and (best is None or (score > best if callback.mode == "max" else score < best)):
             self._best, self._weights = score, copy.deepcopy(self.model.state_dict())
         elif best is None:
@@ -190,7 +190,8 @@ class _Trial:
     def tested(self) -> Run:
         assert self._best is not None
         seconds, metric = time.perf_counter() - self._start, self._trials.metric
-        found = self._trainer.test(self.model, datamodule=self._data, verbose=False)
+        with _interruptible():
+            found = self._trainer.test(self.model, datamodule=self._data, verbose=False)
         logged = {key: value for part in found for key, value in part.items()}
         if metric not in logged:
             raise MisconfigurationException(

@@ -65,7 +65,7 @@ def test_every_network_is_tested_once_and_the_controls_are_as_large_and_trained_
     assert "PL_SEED_WORKERS" not in os.environ
     names = ["plain", "with dendrites", "plain, restarted", "wider, restarted"]
     assert [run.name for run in comparison.runs] == names * 2
-    assert Data.tests == 8
+    assert Data.tests == 4 + 8  # a batch of each network before all
     for seed in range(2):
         plain, grown, restarted, wider = comparison.runs[4 * seed : 4 * seed + 4]
         assert {run.seed for run in (plain, grown, restarted, wider)} == {seed}
@@ -76,6 +76,8 @@ def test_every_network_is_tested_once_and_the_controls_are_as_large_and_trained_
         assert plain.epochs == 2
         assert plain.tries == restarted.tries == wider.tries == 0
         assert grown.tries >= grown.dendrites
+        assert size(wider.width or 0) == wider.parameters
+        assert (wider.kind, wider.beside, grown.kind) == ("wider", "with dendrites", "dendrites")
         assert grown.epochs == 2 + 3 * grown.tries  # a base phase of two epochs, after a correlation phase of one
         assert restarted.epochs == wider.epochs == 2 * fits(grown)
         assert all(0 <= run.result <= 1 and run.seconds > 0 for run in (plain, grown, restarted, wider))
@@ -212,7 +214,7 @@ class Hurried(Classifier):
 
 
 def test_a_restart_that_ends_before_its_first_validation_is_forgotten() -> None:
-    Hurried.fits = 0
+    Hurried.fits = -3  # of the three networks, each tried for a batch before
     _, grown, restarted = compare(Hurried, Data, DENDRITES, "val_loss", seeds=1).runs
     assert (restarted.epochs, Hurried.fits) == (2, 3 + grown.tries)
     assert restarted.result == pytest.approx(restarted.score)
@@ -221,6 +223,10 @@ def test_a_restart_that_ends_before_its_first_validation_is_forgotten() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(MisconfigurationException, match=r"'f1' is not logged in test_step; logged are \['val_acc'"):
         compare(Classifier, Data, DENDRITES, "f1", seeds=1)
+    with pytest.raises(ValueError, match="`workers` must be at least 1, got 0"):
+        compare(Classifier, Data, DENDRITES, "val_acc", workers=0)
+    with pytest.raises(ValueError, match="`dendrites`: 'plain' is what another network is called"):
+        compare(Classifier, Data, {"plain": DENDRITES}, "val_acc")
     with pytest.raises(ValueError, match="`seeds` must be at least 1, got 0"):
         compare(Classifier, Data, DENDRITES, "val_acc", seeds=0)
     with pytest.raises(ValueError, match="`deeper` has 56 parameters at a width of 1048576"):
@@ -229,5 +235,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(Classifier, Data, DENDRITES, "val_acc", deeper=Classifier, sparse=True)
     with pytest.raises(ValueError, match="`dense` must be above 1, got 1"):
         compare(Classifier, Data, DENDRITES, "val_acc", wider=Classifier, pruned=True, dense=1)
-    with pytest.raises(MisconfigurationException, match="fit of 'with dendrites' ended before its first validation"):
+    with pytest.raises(MisconfigurationException, match="fit of 'plain' ended before its first validation"):
         compare(Classifier, Data, DENDRITES, "val_acc", seeds=1, trainer={"max_epochs": 0})

@@ -28,6 +28,7 @@ FLOORS = (
     ("pl_dendrites.core",),
     ("pl_dendrites.saved", "pl_dendrites.training", "pl_dendrites.controls", "pl_dendrites.exporting"),
     ("pl_dendrites.reporting",),
+    ("pl_dendrites.comparing",),
     ("pl_dendrites",),
 )
 ROOMS = [room for floor in FLOORS for room in floor if room not in LEAVES]
