@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pl_dendrites.core.kinds.base import Inputs, Memory, register
 from pl_dendrites.core.kinds.whole_module import WholeModule
-from pl_dendrites.core.tensors import below_transforms, map_tensors
+from pl_dendrites.core.tensors import below_transforms, is_exporting, map_tensors
 
 __all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
 
@@ -39,7 +40,8 @@ class Recurrent(WholeModule):
     A neuron is an entry of the output sequence. A dendrite adds to that sequence, and to the final hidden state, which
     is the sequence's last entry; the layer's own recurrence does not see it. A state that the layer returned and is
     called with again is recognised, as it is or detached: then the layer and each dendrite go on from their own state,
-    and a sequence in pieces gives the same output as in one. From any other state they all start alike.
+    and a sequence in pieces gives the same output as in one. From any other state they all start alike. A program that
+    is exported could not tell the one from the other: a state is refused there. In a trace a warning says so.
 
     Args:
         layer: the layer; it is read, not kept.
@@ -59,8 +61,10 @@ class Recurrent(WholeModule):
     def begin(self, inputs: Inputs, memory: Memory) -> RecurrentCall:
         """Give the layer its own state back where it is called with one that it returned."""
         assert isinstance(memory, States)
+        if is_exporting():
+            return inputs
         args, kwargs = inputs
-        given = args[1] if len(args) > 1 else kwargs.get("hx")
+        given = _given(inputs)
         past = memory.find(given)
         if past is None:
             return RecurrentCall(inputs, memory)
@@ -78,13 +82,18 @@ class Recurrent(WholeModule):
         return tensor
 
     def potentials(self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False) -> Tensor:
-        """See :meth:`LayerKind.potentials`."""
+        """See :meth:`LayerKind.potentials`.
+
+        Raises:
+            ValueError: if the layer is exported and called with a state.
+        """
         assert isinstance(nodes, nn.ModuleList)
-        args, kwargs = inputs if live else map_tensors(Tensor.detach, tuple(inputs))
-        sequence = args[0] if args else kwargs["input"]
-        given = args[1] if len(args) > 1 else kwargs.get("hx")
+        args, kwargs = seen = inputs if live else Inputs(*map_tensors(Tensor.detach, tuple(inputs)))
+        sequence, given = args[0] if args else kwargs["input"], _given(seen)
         call = inputs if isinstance(inputs, RecurrentCall) else None
         starts = None if call is None else call.starts.get(nodes)
+        if given is not None and starts is None:
+            _tell_who_records()
         outputs, ends = [], []
         for j, node in enumerate(nodes):
             returned = node(sequence, given if starts is None else starts[j])
@@ -120,6 +129,27 @@ class Recurrent(WholeModule):
             ends = [sequence.select(dim, -1), sequence.select(dim, 0)]
         parts = [ends[d][..., d * self._size : (d + 1) * self._size] for d in range(self._directions)]
         return torch.stack(parts)
+
+
+def _given(inputs: Inputs) -> Any:
+    args, kwargs = inputs
+    return args[1] if len(args) > 1 else kwargs.get("hx")
+
+
+def _tell_who_records() -> None:
+    # What is recorded now would be done with every state, one that the recording itself returned among them.
+    if is_exporting():
+        raise ValueError(
+            "a recurrent layer that has dendrites is called with a state, in which an exported program finds none of"
+            " theirs: export what `fuse(model, streaming=...)` returns"
+        )
+    if torch.jit.is_tracing():
+        warnings.warn(
+            "a recurrent layer that has dendrites is traced with a state: from any state the layer and they all start"
+            " alike. To go on with a sequence, trace what `fuse(model, streaming=...)` returns",
+            torch.jit.TracerWarning,
+            stacklevel=2,
+        )
 
 
 class RecurrentCall(Inputs):
@@ -207,4 +237,5 @@ def _place(tensor: Tensor) -> StorageWeakRef:
 
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
     version = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), version
+    # What was before a trace would be constants in it.
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), version, torch.jit.is_tracing()
