@@ -58,6 +58,18 @@ def test_a_whole_sequence(make: Callable[[], nn.Module], shape: tuple[int, ...])
         fused(x, fused(x)[1])
 
 
+class Own(nn.LSTM):
+    """A layer of one's own class, into which a trace would go."""
+
+
+def test_looking_for_normalisations_leaves_nothing_in_it() -> None:
+    for model in (nn.LSTM(3, 4), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), Own(3, 4))):
+        fused = fuse(grown(model, None))
+        recurrent = [part for part in fused.modules() if isinstance(part, nn.RNNBase)]
+        assert recurrent
+        assert all(isinstance(weight, Tensor) for part in recurrent for weight in part._flat_weights)
+
+
 @pytest.mark.parametrize(("make", "shape"), ONE_WAY)
 def test_a_sequence_step_by_step_is_the_whole_one(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     layer, x = grown(make(), [""]).eval(), random(*shape)
@@ -70,6 +82,14 @@ def test_a_sequence_step_by_step_is_the_whole_one(make: Callable[[], nn.Module],
     for own, grown_state in zip(tensors(last), tensors(state), strict=True):
         assert len(grown_state) == (2 + 2) * layer.num_layers  # two dendrites
         assert_close(grown_state[-layer.num_layers :], own)  # what a model reads of a state is what it was
+
+
+def test_states_may_be_copied_and_reordered() -> None:
+    model, x, order = grown_net(), torch.randn(3, 6, 3), torch.tensor([2, 0, 0])
+    step = fuse(model, streaming=["LSTM"])
+    state = [part[:, order].clone() for part in step(x[:, :4])[1]]
+    out, _ = step(x[order, 4:], state)
+    assert_close(out, model(x[order])[0][:, 4:])
 
 
 @pytest.mark.parametrize(("make", "shape"), ONE_WAY)
@@ -107,6 +127,7 @@ def test_which_layers_stream_is_asked_by_name_or_type() -> None:
         fuse(both, streaming=["GRU"])
 
 
+@pytest.mark.long
 def test_a_streaming_model_is_exported_with_the_states_of_all_parts() -> None:
     model, x, batch = grown_net(), torch.randn(2, 6, 3), torch.export.Dim("batch")
     fused = fuse(model, streaming=["rnn"])
@@ -118,6 +139,7 @@ def test_a_streaming_model_is_exported_with_the_states_of_all_parts() -> None:
     assert_close(in_steps(program, x, 1, start)[0], model(x)[0])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(DEVICE is not None, reason="the mode that makes tensors elsewhere is not exported")
 def test_with_its_hooks_it_is_exported_without_a_state_and_refuses_one() -> None:
     """A program could not tell a state that it returned itself from another one."""

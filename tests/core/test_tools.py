@@ -129,6 +129,16 @@ def test_torchscript_names_fuse() -> None:
         torch.jit.script(network()[0])
 
 
+def test_code_that_passes_the_hooks_by_has_the_plain_layer() -> None:
+    model, x = grown(nn.Sequential(nn.Linear(5, 4)), None), torch.randn(3, 5).double()
+    plain = copy.deepcopy(model)
+    detach(plain)
+    layer = model[0]
+    for answers in (layer.forward(x), nn.functional.linear(x, layer.weight, layer.bias)):
+        assert_close(answers, plain(x))
+        assert off(answers, model(x)) > 0.1
+
+
 def masked(model: nn.Module) -> nn.Module:
     prune.custom_from_mask(model[4], "weight", torch.zeros_like(model[4].weight))
     return model
