@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -70,8 +71,8 @@ def fuse_recurrent(layer: nn.RNNBase, kind: Recurrent, blocks: list[Block], stre
     return graph.finish((total, _state(visible)))
 
 
-def _starts(graph: Computation, layer: nn.RNNBase, sequence: fx.Node, given: fx.Node, parts: int) -> list[_Tensors]:
-    # For each part the state that it begins with.
+def _starts(graph: Computation, layer: nn.RNNBase, sequence: fx.Node, given: fx.Node, parts: int) -> list[Any]:
+    # For each part what it is called with beside the sequence: the state that it begins with.
     examples = _sizes(graph, graph.method("select", sequence, _time(layer), 0), slice(None, -1))
     widths = (layer.proj_size or layer.hidden_size, layer.hidden_size)[: 1 + isinstance(layer, nn.LSTM)]
     shapes = [graph.call(operator.add, (layer.num_layers,), graph.call(operator.add, examples, (w,))) for w in widths]

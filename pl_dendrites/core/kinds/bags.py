@@ -146,7 +146,7 @@ def _spread_flops(upstream: Any, rows: Any, *others: Any, **_: Any) -> int:
 
 
 def _products_flops(upstream: Any, table: Any, rows: Any, *others: Any, **_: Any) -> int:
-    return 2 * prod(rows) * int(upstream[1])
+    return 2 * int(prod(rows)) * int(upstream[1])
 
 
 for _operator, _formula in {
@@ -156,4 +156,4 @@ for _operator, _formula in {
     torch.ops.aten._embedding_bag_per_sample_weights_backward: _products_flops,
 }.items():
     if _operator not in flop_counter.flop_registry:
-        flop_counter.register_flop_formula(_operator)(_formula)
+        flop_counter.register_flop_formula(_operator)(_formula)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
 
@@ -58,7 +59,7 @@ class Recurrent(WholeModule):
         """What calls of the layer returned."""
         return States()
 
-    def begin(self, inputs: Inputs, memory: Memory) -> RecurrentCall:
+    def begin(self, inputs: Inputs, memory: Memory) -> Inputs:
         """Give the layer its own state back where it is called with one that it returned."""
         assert isinstance(memory, States)
         if is_exporting():
@@ -143,11 +144,11 @@ def _tell_who_records() -> None:
             "a recurrent layer that has dendrites is called with a state, in which an exported program finds none of"
             " theirs: export what `fuse(model, streaming=...)` returns"
         )
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         warnings.warn(
             "a recurrent layer that has dendrites is traced with a state: from any state the layer and they all start"
             " alike. To go on with a sequence, trace what `fuse(model, streaming=...)` returns",
-            torch.jit.TracerWarning,
+            TracerWarning,
             stacklevel=2,
         )
 
@@ -238,4 +239,4 @@ def _place(tensor: Tensor) -> StorageWeakRef:
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
     version = None if tensor.is_inference() else tensor._version
     # What was before a trace would be constants in it.
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), version, torch.jit.is_tracing()
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), version, torch._C._get_tracing_state() is not None
