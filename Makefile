@@ -64,20 +64,20 @@ test-gpu: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_gpu.py -rs
 
 test-browser: $(BROWSER_STAMP)
-	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
+	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs --timeout 1800
 
 test-third-party: $(THIRD_PARTY_STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party/test_optimizers.py -m slow -rs
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party/test_optimizers.py -m slow -rs --timeout 1800
 
 test-loaders: $(LOADERS_STAMP)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs --timeout 1800
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/core/test_adapters.py tests/core/test_gpt2_layer.py -rs
 
 test-byol: $(BYOL_STAMP)
-	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs
+	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs --timeout 1800
 
 test-routes: $(ROUTES_STAMP)
-	OMP_NUM_THREADS=1 $(ROUTES)/bin/python -m pytest tests/third_party/test_routes.py -m slow -rs
+	OMP_NUM_THREADS=1 $(ROUTES)/bin/python -m pytest tests/third_party/test_routes.py -m slow -rs --timeout 1800
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .

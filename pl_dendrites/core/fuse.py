@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import fx, nn
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 
 from pl_dendrites.core.fusing.around import fuse_around
 from pl_dendrites.core.fusing.computation import Computation, NotFusible
-from pl_dendrites.core.fusing.copies import fuse_copies, fuse_recurrent
+from pl_dendrites.core.fusing.copies import fuse_copies
 from pl_dendrites.core.fusing.norms import fold_norms
 from pl_dendrites.core.fusing.private import Affine, fuse_private
+from pl_dendrites.core.fusing.recurrent import fuse_recurrent
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, take_off
 from pl_dendrites.core.growth.sharded import is_sharded
@@ -25,7 +27,7 @@ __all__ = ["fuse"]
 
 
 @torch.no_grad()
-def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
+def fuse(model: nn.Module, *, compact: bool = False, streaming: Sequence[str] = ()) -> nn.Module:
     """A copy of a grown model in evaluation mode, made of PyTorch's own modules alone, to be used elsewhere.
 
     Each layer and all its dendrites become one ``torch.fx.GraphModule``: one product for all that sees the input, and
@@ -40,13 +42,19 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
         model: any module. It stays as it is.
         compact: whether bytes count for more than time. Dendrites of linear layers that see a few of many inputs then
             keep 8, 16 or 32 bits for the place of each beside its value; if not, most have zeros for all others.
+        streaming: names, patterns or types (``"LSTM"``) of recurrent layers that go on with a sequence. Each takes and
+            returns the states of all its parts: ``(k + 2) * num_layers`` rows in the place of ``num_layers``, for the
+            layer itself, each of its ``k`` dendrites, and last those that the grown layer returns. From a state of
+            ``num_layers`` rows all parts start alike. Such a state belongs to its layer alone. Other grown recurrent
+            layers return a state as the layer does, and are called without one.
 
     Returns:
         The copy. Where the model itself is a grown layer, or has shared dendrites around it, another type of module,
-        which is called alike. Recurrent layers are called without a state.
+        which is called alike.
 
     Raises:
-        ValueError: if a grown layer cannot be fused: names it, and says why. Or if the model is sharded.
+        ValueError: if a grown layer cannot be fused, or cannot stream: names it, and says why. Or if the model is
+            sharded.
 
     Example:
         >>> from pl_dendrites.core import attach
@@ -64,7 +72,7 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
     twin = copy.deepcopy(model).eval()
     for module in twin.modules():
         stop_growing_on_load(module)
-    folded = fold_norms(twin)
+    folded, streams = fold_norms(twin), _asked_for(streaming, twin)
     fused: dict[nn.Module, nn.Module] = {}
     reasons = {}
     # The inner ones first, for a module around which dendrites hang may have grown layers.
@@ -73,7 +81,7 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
         take_off(layer)
         _put(layer, fused)
         try:
-            made = _fuse(layer, dendrites, folded.get(layer), compact)
+            made = _fuse(layer, dendrites, folded.get(layer), compact, layer in streams)
         except NotFusible as reason:
             reasons[name] = reason
         else:
@@ -86,7 +94,23 @@ def fuse(model: nn.Module, *, compact: bool = False) -> nn.Module:
     return fused.get(twin, twin)
 
 
-def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, compact: bool) -> nn.Module:
+def _asked_for(patterns: Sequence[str], model: nn.Module) -> Collection[nn.Module]:
+    layers = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.RNNBase) and "dendrites" not in name.split(".")
+    }
+    found: set[nn.Module] = set()
+    for pattern in patterns:
+        asked = {layer for n, layer in layers.items() if fnmatchcase(n, pattern) or type(layer).__name__ == pattern}
+        if not asked:
+            there = ", ".join(f"'{name}'" for name in layers) or "none"
+            raise ValueError(f"`streaming`: there is no recurrent layer {pattern!r}; those that there are: {there}")
+        found |= asked
+    return found
+
+
+def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, compact: bool, streaming: bool) -> nn.Module:
     kind, private, shared = dendrites.kind, dendrites.private, dendrites.shared
     if len(dendrites) and (layer._forward_hooks or layer._forward_pre_hooks):
         raise NotFusible("it has hooks of its own")
@@ -94,7 +118,7 @@ def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, compact:
         layer = fuse_private(layer, kind, private, after, compact)
     elif private and isinstance(kind, Recurrent):
         assert isinstance(layer, nn.RNNBase)
-        layer = fuse_recurrent(layer, kind, private)
+        layer = fuse_recurrent(layer, kind, private, streaming)
     elif private:
         assert isinstance(kind, WholeModule)
         layer = fuse_copies(layer, kind, private)

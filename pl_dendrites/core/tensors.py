@@ -19,6 +19,7 @@ __all__ = [
     "alike",
     "below_transforms",
     "flat_nested",
+    "is_exporting",
     "is_transformed",
     "like_nested",
     "local",
@@ -45,6 +46,17 @@ def alike(one: torch.dtype, other: torch.dtype) -> bool:
         (True, True, False)
     """
     return one == other or {one, other} <= {*INTEGERS} or {one, other} <= {*FLOATS}
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` records what is done here, with tensors that have no values and no place in memory.
+
+    Example:
+        >>> is_exporting()
+        False
+    """
+    # PyTorch 2.6 does not say.
+    return bool(getattr(torch.compiler, "is_exporting", bool)())
 
 
 def is_transformed() -> bool:

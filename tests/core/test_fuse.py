@@ -81,17 +81,6 @@ def grown(model: nn.Module, targets: list[str] | None, activation: str = "tanh",
     return model
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("make", [nn.RNN, nn.GRU, nn.LSTM])
-def test_recurrent_layers_on_a_whole_sequence(make: type[nn.RNNBase], bidirectional: bool) -> None:
-    for layers, batch_first in ((1, True), (2, False)):
-        layer = make(5, 3, layers, batch_first=batch_first, bidirectional=bidirectional)
-        model = grown(layer, [""], x=random_input((4, 6, 5)))
-        fused = assert_fused(model, random_input((4, 6, 5)))
-        with pytest.raises(TypeError, match="positional argument"):  # never another result in silence
-            fused(random_input((4, 6, 5)), torch.zeros(1))
-
-
 @pytest.mark.parametrize("make", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
 def test_cells_with_and_without_a_state(make: type[nn.RNNCellBase]) -> None:
     model, x = grown(make(5, 3), [""], x=random_input((4, 5))), random_input((4, 5))

@@ -6,6 +6,7 @@ tool is not there.
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_dendrites import DendriteCallback, export_fused, fuse
 from pl_dendrites.core import Soma
+from tests.core.test_fuse_recurrent import grown_net, in_steps
+from tests.core.test_tools import network, off
 from tests.models import QUIET
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -165,6 +168,45 @@ def test_eight_bits_in_torchao(name: str, grown: nn.Module) -> None:
     kinds = {type(part.weight).__name__ for part in fused.modules() if isinstance(part, nn.Linear)}
     assert kinds == {"Int8Tensor"}  # products of a layer with all its dendrites
     assert right(fused(x)) >= right(grown(x)) - _LOST
+
+
+def test_torchao_on_a_grown_network_reaches_its_plain_layers_alone() -> None:
+    """So it needs `fuse`, as the guide says: its QAT leaves no dendrites, without a word."""
+    torchao = pytest.importorskip("torchao.quantization")
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.qat import QATConfig
+
+    small, x = network()
+    torchao.quantize_(small, torchao.Int8WeightOnlyConfig())
+    reached = {name for name, part in small.named_parameters() if type(part).__name__ == "Int8Tensor"}
+    assert reached == {"4.weight", "6.weight"}  # of its two Linears
+
+    qat = QATConfig(torchao.Int8DynamicActivationIntxWeightConfig(weight_granularity=PerGroup(8)), step="prepare")
+    model, _ = network()
+    kept, fused = copy.deepcopy(model), fuse(model)
+    torchao.quantize_(kept, qat)
+    assert not any("dendrites" in name for name, _ in [*kept[4].named_modules(), *kept[6].named_modules()])
+    torchao.quantize_(fused, qat)
+    assert off(fused(x), model(x)) < 0.1 < off(kept(x), model(x))
+
+
+def test_a_fused_lstm_in_onnxruntime_goes_on_with_a_sequence(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x, batch = grown_net(), torch.randn(3, 6, 3), torch.export.Dim("batch")
+    fused, path = fuse(model, streaming=["rnn"]), str(tmp_path / "step.onnx")
+    two = (x[:2, :1], fused(x[:2, :1])[1])
+    program = torch.export.export(fused, two, dynamic_shapes=({0: batch}, ({1: batch}, {1: batch})), strict=False)
+    torch.onnx.export(program, two, verbose=False).save(path)
+    session = onnxruntime.InferenceSession(path)
+    names = [entry.name for entry in session.get_inputs()]
+
+    def step(entry: Tensor, state: Any) -> tuple[Tensor, Any]:
+        given = dict(zip(names, (part.numpy() for part in (entry, *state)), strict=True))
+        out, *state = map(torch.from_numpy, session.run(None, given))
+        return out, state
+
+    start = [torch.zeros(len(part), 3, part.shape[2]) for part in two[1]]
+    torch.testing.assert_close(in_steps(step, x, 1, start)[0], model(x)[0].detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("int8", [False, True])

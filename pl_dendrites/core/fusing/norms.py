@@ -59,10 +59,13 @@ class _Tracer(fx.Tracer):
         self._leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self._leaves or super().is_leaf_module(m, module_qualified_name)
+        # A recurrent layer keeps a list of its weights, in which a trace would leave what it puts in their place.
+        return m in self._leaves or isinstance(m, nn.RNNBase) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _in_trace(model: nn.Module, leaves: set[nn.Module]) -> Iterator[tuple[nn.Module, nn.Module]]:
+    if not any(isinstance(part, _BatchNorm) for part in model.modules()):
+        return
     try:
         graph = _Tracer(leaves).trace(model)
     except Exception:  # a forward of anybody's, that may do what no trace can follow

@@ -113,6 +113,17 @@ class Dendrites(nn.ModuleList):
         """What deepcopy and pickle take along: not the candidates, for a copy of the model is a model."""
         return {**self.__dict__, "candidates": None, "watch": None}
 
+    def __prepare_scriptable__(self) -> None:
+        """What ``torch.jit.script`` asks all parts of a model for before it compiles them.
+
+        Raises:
+            ValueError: always, for it runs no hooks.
+        """
+        raise ValueError(
+            "torch.jit.script compiles layers without their dendrites: give it `pl_dendrites.fuse(model)`, or trace the"
+            " model"
+        )
+
     def begin(self, inputs: Inputs) -> Inputs:
         """A call of a layer that has a memory begins.
 

@@ -27,10 +27,19 @@ __all__ = [
 ]
 
 
-def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled."""
-    dendrites = layer._modules["dendrites"]
-    assert isinstance(dendrites, Dendrites)
+def add_dendrites(layer: nn.Module, args: tuple[Any, ...], *called: Any) -> Any:
+    """The forward hook of a layer that has dendrites; a function of the module, so that it can be pickled.
+
+    Args:
+        layer: the layer.
+        args: what it was called with.
+        *called: arguments that it was given by name, and what it returned.
+
+    Raises:
+        ValueError: if something else stands in the layer's place, and took over its hooks.
+    """
+    dendrites = _hung_on(layer, called, 2)
+    kwargs, out = called
     inputs, kind = Inputs(args, kwargs), dendrites.kind
     if kind.dim == 0:
         kind.meet(layer, inputs, out)
@@ -47,9 +56,21 @@ def add_dendrites(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return dendrites(inputs, out, levels=trained_levels(layer.parameters()))
 
 
-def resume_state(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """The forward pre-hook of a layer whose dendrites have a memory."""
-    return dendrites_of(layer).begin(Inputs(args, kwargs))
+def resume_state(layer: nn.Module, args: tuple[Any, ...], *called: Any) -> Inputs:
+    """The forward pre-hook of a layer whose dendrites have a memory; see :func:`add_dendrites`."""
+    dendrites = _hung_on(layer, called, 1)
+    return dendrites.begin(Inputs(args, *called))
+
+
+def _hung_on(layer: nn.Module, called: tuple[Any, ...], wanted: int) -> Dendrites:
+    # PyTorch's quantisation hands the hooks of a layer to what it puts in its place, as hooks that see no names.
+    dendrites = layer._modules.get("dendrites")
+    if len(called) != wanted or not isinstance(dendrites, Dendrites):
+        raise ValueError(
+            f"a {type(layer).__module__}.{type(layer).__name__} has taken the place of a layer that has dendrites, and"
+            " does not compute them: what replaces layers must be given `pl_dendrites.fuse(model)`"
+        )
+    return dendrites
 
 
 def attached_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -11,11 +11,13 @@ with respect to one of its arguments, and the derivatives of each are the other 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import flop_counter
 
 from pl_dendrites.core.tensors import is_transformed
 
@@ -127,3 +129,31 @@ class _Products(torch.autograd.Function):
             _Spread.apply(upstream, given, rows, len(table)) if to_table else None,  # type: ignore[no-untyped-call]
             None,
         )
+
+
+# PyTorch's counter of operations, which Lightning's counters ask, knows no bags: sparse dendrites would cost nothing.
+# Each of these gets shapes in the order of the operator's arguments; without weights a bag has sums alone.
+
+
+def _forward_flops(table: Any, rows: Any, offsets: Any, *others: Any, **_: Any) -> int:
+    weights = others[3] if len(others) > 3 else None  # noqa: PLR2004 - after scale_grad_by_freq, mode and sparse
+    return 0 if weights is None else 2 * prod(weights) * int(table[1])
+
+
+def _spread_flops(upstream: Any, rows: Any, *others: Any, **_: Any) -> int:
+    weights = others[6]  # after offset2bag, bag_size, maximum_indices, num_weights, scale_grad_by_freq and mode
+    return 0 if weights is None else 2 * prod(weights) * int(upstream[1])
+
+
+def _products_flops(upstream: Any, table: Any, rows: Any, *others: Any, **_: Any) -> int:
+    return 2 * int(prod(rows)) * int(upstream[1])
+
+
+for _operator, _formula in {
+    torch.ops.aten._embedding_bag: _forward_flops,
+    torch.ops.aten._embedding_bag_forward_only: _forward_flops,
+    torch.ops.aten._embedding_bag_dense_backward: _spread_flops,
+    torch.ops.aten._embedding_bag_per_sample_weights_backward: _products_flops,
+}.items():
+    if _operator not in flop_counter.flop_registry:
+        flop_counter.register_flop_formula(_operator)(_formula)  # type: ignore[arg-type]

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
 
 from pl_dendrites.core.kinds.base import Inputs, Memory, register
 from pl_dendrites.core.kinds.whole_module import WholeModule
-from pl_dendrites.core.tensors import below_transforms, map_tensors
+from pl_dendrites.core.tensors import below_transforms, is_exporting, map_tensors
 
 __all__ = ["Cell", "Recurrent", "RecurrentCall", "States"]
 
@@ -46,7 +47,8 @@ class Recurrent(WholeModule):
     A neuron is an entry of the output sequence. A dendrite adds to that sequence, and to the final hidden state, which
     is the sequence's last entry; the layer's own recurrence does not see it. A state that the layer returned and is
     called with again is recognised, as it is or detached: then the layer and each dendrite go on from their own state,
-    and a sequence in pieces gives the same output as in one. From any other state they all start alike.
+    and a sequence in pieces gives the same output as in one. From any other state they all start alike. A program that
+    is exported could not tell the one from the other: a state is refused there. In a trace a warning says so.
 
     Args:
         layer: the layer; it is read, not kept.
@@ -66,10 +68,10 @@ class Recurrent(WholeModule):
     def begin(self, inputs: Inputs, memory: Memory) -> Inputs:
         """Give the layer its own state back where it is called with one that it returned."""
         assert isinstance(memory, States)
-        if _in_one_graph(inputs):
+        if is_exporting() or _in_one_graph(inputs):
             return inputs
         args, kwargs = inputs
-        given = _state_in(inputs)
+        given = _given(inputs)
         past = memory.find(given)
         if past is None:
             return RecurrentCall(inputs, memory)
@@ -89,13 +91,18 @@ class Recurrent(WholeModule):
     def potentials_apart(
         self, nodes: nn.Module, count: int, inputs: Inputs, out: Tensor, live: bool = False
     ) -> list[Tensor]:
-        """See :meth:`LayerKind.potentials_apart`."""
+        """See :meth:`LayerKind.potentials_apart`.
+
+        Raises:
+            ValueError: if the layer is exported and called with a state.
+        """
         assert isinstance(nodes, nn.ModuleList)
-        args, kwargs = inputs if live else map_tensors(Tensor.detach, tuple(inputs))
-        sequence = args[0] if args else kwargs["input"]
-        given = _state_in(Inputs(args, kwargs))
+        args, kwargs = seen = inputs if live else Inputs(*map_tensors(Tensor.detach, tuple(inputs)))
+        sequence, given = args[0] if args else kwargs["input"], _given(seen)
         call = inputs if isinstance(inputs, RecurrentCall) else None
         starts = None if call is None else call.starts.get(nodes)
+        if given is not None and starts is None:
+            _tell_who_records()
         outputs, ends = [], []
         for j, node in enumerate(nodes):
             returned = node(sequence, given if starts is None else starts[j])
@@ -131,6 +138,27 @@ class Recurrent(WholeModule):
             ends = [sequence.select(dim, -1), sequence.select(dim, 0)]
         parts = [ends[d][..., d * self._size : (d + 1) * self._size] for d in range(self._directions)]
         return torch.stack(parts)
+
+
+def _given(inputs: Inputs) -> Any:
+    args, kwargs = inputs
+    return args[1] if len(args) > 1 else kwargs.get("hx")
+
+
+def _tell_who_records() -> None:
+    # What is recorded now would be done with every state, one that the recording itself returned among them.
+    if is_exporting():
+        raise ValueError(
+            "a recurrent layer that has dendrites is called with a state, in which an exported program finds none of"
+            " theirs: export what `fuse(model, streaming=...)` returns"
+        )
+    if torch._C._get_tracing_state() is not None:
+        warnings.warn(
+            "a recurrent layer that has dendrites is traced with a state: from any state the layer and they all start"
+            " alike. To go on with a sequence, trace what `fuse(model, streaming=...)` returns",
+            TracerWarning,
+            stacklevel=2,
+        )
 
 
 class RecurrentCall(Inputs):
@@ -230,15 +258,11 @@ class States(Memory):
         self._past[_place(tensors[0])] = _Past(tensors, own, ends)
 
 
-def _state_in(inputs: Inputs) -> Any:
-    args, kwargs = inputs
-    return args[1] if len(args) > 1 else kwargs.get("hx")
-
-
 def _in_one_graph(inputs: Inputs) -> bool:
     # Tensors of a graph that is compiled lie nowhere yet. So a whole sequence is not kept, and one that goes on from a
     # state, which can only be found while the model runs, is looked up outside of the graph.
-    return torch.compiler.is_dynamo_compiling() and _state_in(inputs) is None
+    compiled = torch.compiler.is_dynamo_compiling() and not is_exporting()
+    return compiled and _given(inputs) is None
 
 
 def _tensors(state: Any) -> list[Tensor]:
@@ -251,4 +275,5 @@ def _place(tensor: Tensor) -> StorageWeakRef:
 
 def _mark(tensor: Tensor) -> tuple[Any, ...]:
     version = None if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), version
+    # What was before a trace would be constants in it.
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), version, torch._C._get_tracing_state() is not None
