@@ -390,7 +390,8 @@ class DendriticNetwork:
         used = self.layers_with_error()
         for name in self.targets:
             if name not in used:
-                self.skipped[name] = "it never had an error: nothing of it reaches the loss"
+                why = "nothing of it reaches the loss" if self.layers[name].reached else "training does not call it"
+                self.skipped[name] = f"it never had an error: {why}"
         some = self.share < 1
         chosen = choose_neurons({name: self._offer(name) for name in used}, self.share) if some else {}
         for name in chosen if some else used:
