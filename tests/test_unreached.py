@@ -67,7 +67,7 @@ def test_all_dendrites_learn_in_a_checkpoint_that_lets_gradients_through(
 @pytest.mark.filterwarnings("ignore:None of the inputs")
 def test_where_none_passes_that_is_said_and_what_to_do(settings: dict[str, Any]) -> None:
     targets = {} if "around" in settings else {"targets": ["block"]}
-    with pytest.warns(UserWarning, match="no dendrites for 'block': it runs without gradients") as warnings:
+    with pytest.warns(UserWarning, match="no dendrites for 'block': no gradient passes through it") as warnings:
         train(Checkpointed(reentrant=True), quick(**targets, **settings, max_dendrites=1), max_epochs=5)
     (said,) = [str(w.message) for w in warnings if "'block'" in str(w.message)]
     assert "use_reentrant=False" in said

@@ -14,10 +14,10 @@ from pl_dendrites.training.processes import Processes
 __all__ = ["LeftAlone"]
 
 _UNREACHED = (
-    "it runs without gradients in training, and no dendrite learns there: under `torch.no_grad()`, or in a reentrant"
-    " activation checkpoint with nothing but frozen layers before it. Checkpoints with `use_reentrant=False` let"
-    " gradients through; so does an input that requires one, as after `enable_input_require_grads()` of Hugging Face's"
-    " models"
+    "no gradient passes through it in training, and no dendrite would learn there. It runs in validation alone, under"
+    " `torch.no_grad()`, or in a reentrant activation checkpoint with nothing but frozen layers before it. Checkpoints"
+    " with `use_reentrant=False` let gradients through; so does an input that requires one, as after"
+    " `enable_input_require_grads()` of Hugging Face's models"
 )
 
 
