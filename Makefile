@@ -25,7 +25,12 @@ ROUTES := .venv-routes
 ROUTES_VENV_STAMP := $(ROUTES)/.made
 ROUTES_STAMP := $(ROUTES)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-routes lint docs clean
+# Another: networks of others, whose torchvision fits no torch without CUDA.
+PRETRAINED := .venv-pretrained
+PRETRAINED_VENV_STAMP := $(PRETRAINED)/.made
+PRETRAINED_STAMP := $(PRETRAINED)/.installed
+
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-pretrained test-routes lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -39,6 +44,7 @@ help:
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
+	@echo "make test-pretrained  run the tests with networks of transformers and timm, which it installs into $(PRETRAINED)"
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
@@ -73,6 +79,9 @@ test-loaders: $(LOADERS_STAMP)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs --timeout 1800
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/core/test_adapters.py tests/core/test_gpt2_layer.py -rs
 
+test-pretrained: $(PRETRAINED_STAMP)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PRETRAINED)/bin/python -m pytest tests/third_party/test_pretrained.py -m slow -rs --timeout 600
+
 test-byol: $(BYOL_STAMP)
 	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs --timeout 1800
 
@@ -88,10 +97,10 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(PRETRAINED) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(ROUTES_VENV_STAMP):
+$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(PRETRAINED_VENV_STAMP) $(ROUTES_VENV_STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
 	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
@@ -127,6 +136,15 @@ $(LOADERS_STAMP): pyproject.toml constraints.txt constraints-loaders.txt $(LOADE
 	@grep -v '^torchmetrics' constraints.txt > $(LOADERS)/constraints.txt
 	$(LOADERS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(LOADERS)/constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
+	@touch $@
+
+# As for BYOL: beside a torch without CUDA an older torchvision loads, whose Python is all that timm's networks need.
+$(PRETRAINED_STAMP): pyproject.toml constraints.txt constraints-pretrained.txt $(PRETRAINED_VENV_STAMP)
+	@echo "Installing into $(PRETRAINED); this takes a few minutes."
+	$(PRETRAINED)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --constraint constraints-pretrained.txt --editable ".[test,pretrained]"
+	$(PRETRAINED)/bin/python -c "import torchvision" 2>/dev/null || \
+	  $(PRETRAINED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.16.2"
 	@touch $@
 
 $(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)

@@ -259,6 +259,7 @@ class Fit:
         if self._batches == self._counted:
             return  # a checkpoint from a validation makes Lightning end that epoch again
         self._counted = self._batches
+        self._tells.tell_unreached(self._network)
         if self._score.may_come(trainer):
             self._late = after_epoch_of(module, lambda: self._count_epoch(trainer, module))
         else:

@@ -269,6 +269,20 @@ def test_what_would_grow_and_its_cost_are_told_before_and_in_the_report(
     assert "of one more on each neuron" in (tmp_path / "report.md").read_text()
 
 
+def test_what_a_set_of_shared_dendrites_takes_at_most_is_told_before(caplog: pytest.LogCaptureFixture) -> None:
+    """A whole network's inputs are not known before it runs: then as many as a unit may see."""
+    model, dendrites = pretrained(), quick(around=["net", "net.0"], fan_in=3, verbose=True, max_dendrites=1)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        train(model, dendrites)
+    (table,) = [r.getMessage() for r in caplog.records if "around these frozen modules" in r.getMessage()]
+    rows = {name: line.split()[1:] for line in table.splitlines()[2:] for name in line.split()[:1]}
+    taken = {n: sum(p.numel() for p in model.get_submodule(n).dendrites.parameters()) for n in ("net", "net.0")}
+    assert rows["net.0"] == ["Linear", "16", f"{taken['net.0']}"]
+    assert rows["net"][:2] == ["Sequential", "16"]
+    assert int(rows["net"][2]) == 16 * (3 + 1 + 16) > taken["net"] > 0
+    assert rows["all"][0] == f"{int(rows['net'][2]) + taken['net.0']},"
+
+
 def test_with_something_trainable_it_trains_that_first_as_ever() -> None:
     model, dendrites = pretrained(), quick(**LAYERS)
     model.net[4].bias.requires_grad_(True)

@@ -398,7 +398,8 @@ class DendriticNetwork:
         used = self.layers_with_error()
         for name in self.targets:
             if name not in used:
-                self.skipped[name] = "it never had an error: nothing of it reaches the loss"
+                why = "nothing of it reaches the loss" if self.layers[name].reached else "training does not call it"
+                self.skipped[name] = f"it never had an error: {why}"
         chosen = self._choose(used) if self.share < 1 else dict.fromkeys(used)
         for name, neurons in chosen.items():
             layer = self._hosts[name]

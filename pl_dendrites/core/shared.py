@@ -234,7 +234,8 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
             raise RuntimeError("there are no samples to find a set in: call start_candidates first")
         self._release()
         samples = {name: _sample(as_one(parts, self._seed)) for name, parts in self._gathered().items() if parts}
-        forms = {name: self._form(name, sample, len(samples)) for name, sample in samples.items()}
+        sizes = {name: (sample.inputs.shape[1], sample.errors.shape[1]) for name, sample in samples.items()}
+        forms = {name: self._form(name, *size, len(samples)) for name, size in sizes.items()}
         worth = {}
         for name, sample in samples.items():
             self.moves.deviation[name] = of_first(sample.deviation * sample.varies, self._processes)
@@ -246,9 +247,25 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
         self.discard()
         return worth
 
-    def _form(self, name: str, sample: ErrorSample, modules: int) -> SharedForm:
+    def next_at_most(self, name: str) -> SharedForm | None:
+        """The largest set that may come next around a module; ``None``: before it ran nothing tells.
+
+        Args:
+            name: of the module.
+
+        Example:
+            >>> network = attach_shared(nn.Sequential(nn.Linear(9, 30), nn.ReLU(), nn.Linear(30, 20)))
+            >>> network.next_at_most("").parameters == 16 * (32 + 1 + 16)
+            True
+        """
+        wanted, kind = self._wanted, self.layers[name].kind
+        inputs = kind.inputs or (wanted.field if isinstance(wanted.field, int) else None)
+        outputs = kind.neurons or wanted.feeds
+        return None if inputs is None or outputs is None else self._form(name, inputs, outputs, len(self.targets))
+
+    def _form(self, name: str, inputs: int, outputs: int, modules: int) -> SharedForm:
         wanted, there = self._wanted, sum(block.form.units for block in self.layers[name].shared)
-        form = wanted.unit(sample.inputs.shape[1], sample.errors.shape[1])
+        form = wanted.unit(inputs, outputs)
         units = wanted.units or there or _FIRST_UNITS
         if wanted.units is None and self._max_parameters is not None:
             sets = max(self._sets - len(self.layers[name].shared), 1)

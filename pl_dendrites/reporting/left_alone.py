@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -12,6 +12,13 @@ from pl_dendrites.reporting.records import by_reason
 from pl_dendrites.training.processes import Processes
 
 __all__ = ["LeftAlone"]
+
+_UNREACHED = (
+    "no gradient passes through it in training, and no dendrite would learn there. It runs in validation alone, under"
+    " `torch.no_grad()`, or in a reentrant activation checkpoint with nothing but frozen layers before it. Checkpoints"
+    " with `use_reentrant=False` let gradients through; so does an input that requires one, as after"
+    " `enable_input_require_grads()` of Hugging Face's models"
+)
 
 
 class LeftAlone:
@@ -25,6 +32,7 @@ class LeftAlone:
     def __init__(self, say: Callable[[str], None], processes: Processes) -> None:
         self._say, self._processes = say, processes
         self._told: set[str] = set()
+        self._looked = False
 
     def tell(self, network: DendriticNetwork, names: Iterable[str] | None = None) -> None:
         """Say which layers are left alone that nobody was told of yet.
@@ -46,8 +54,26 @@ class LeftAlone:
             network: the network.
         """
         table = frozen_table(network)
-        if table:
+        if table and network.units is None:
             self._say(f"of the frozen layers these grow, one more dendrite on each neuron taking\n{table}")
+        elif table:
+            self._say(f"around these frozen modules shared dendrites grow, the next set taking at most\n{table}")
+
+    def tell_unreached(self, network: DendriticNetwork) -> None:
+        """Warn of layers that training runs without gradients, after its first epoch.
+
+        Args:
+            network: the network.
+        """
+        if self._looked:
+            return
+        self._looked, layers = True, network.layers
+        names = self._processes.union(sorted(layers), {name for name, own in layers.items() if own.called})
+        reached = self._processes.union(names, {name for name in names if layers[name].reached})
+        unreached = sorted({*names} - {*reached} - self._told)
+        self._told |= {*unreached}
+        if unreached:
+            rank_zero_warn(f"no dendrites for {', '.join(map(repr, unreached))}: {_UNREACHED}.")
 
     def tell_unused(self, network: DendriticNetwork, names: set[str], bypassed: Container[str]) -> None:
         """Say of target layers that they got no part of a set.
@@ -63,9 +89,21 @@ class LeftAlone:
         self.tell(network, past)
         unused = sorted(names - past - self._told)
         self._told |= names
-        if unused:
-            gets, is_not = ("gets", "it is") if len(unused) == 1 else ("get", "they are")
-            rank_zero_warn(
-                f"{', '.join(map(repr, unused))} never had an error and {gets} no dendrites:"
-                f" {is_not} not used in training."
-            )
+        ran = self._processes.union(unused, {name for name in unused if network.layers[name].reached})
+        own = network.own_parameters()
+        frozen = {name for name in unused if not any(parameter.requires_grad for parameter in own[name])} - {*ran}
+        self._warn_of(ran, "nothing of what comes out of {them} reaches the loss")
+        # Without gradients of a weight nobody can tell whether the model uses it.
+        self._warn_of(frozen, "training does not call {them}, be it that the model uses the weights alone")
+        self._warn_of({*unused} - {*ran} - frozen, "{they are} not used in training")
+
+    @staticmethod
+    def _warn_of(names: Collection[str], reason: str) -> None:
+        if not names:
+            return
+        one = len(names) == 1
+        why = reason.format_map(
+            {"them": "it", "they are": "it is"} if one else {"them": "them", "they are": "they are"}
+        )
+        those = ", ".join(map(repr, sorted(names)))
+        rank_zero_warn(f"{those} never had an error and {'gets' if one else 'get'} no dendrites: {why}.")

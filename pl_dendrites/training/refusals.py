@@ -16,13 +16,19 @@ from pl_dendrites.training.trainer import callbacks_of, has_communication_state,
 
 __all__ = ["refuse_homeless", "refuse_optimizers", "refuse_unsupported"]
 
+_ONE_AFTER_THE_OTHER = (
+    "Finetune in a first fit, then grow dendrites in a second one without it, on layers that are trainable or on frozen"
+    " ones (`targets='frozen'`). Or grow in the first fit, and finetune the grown model without DendriteCallback."
+)
 _REFUSED = {
     "WeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or average in a"
     " second fit of the grown model.",
     "StochasticWeightAveraging": "averages the weights of a network of fixed size, and this one grows. Remove it, or"
     " average in a second fit of the grown model.",
+    "FinetuningScheduler": "thaws layers phase by phase, and between phases brings back its best checkpoint, which may"
+    f" have other dendrites than the network has by then. {_ONE_AFTER_THE_OTHER}",
     "BaseFinetuning": "thaws layers and adds parameter groups at epochs of its own choosing, also where the network is"
-    " to stand still. Finetune in a first fit, then grow dendrites in a second one without it.",
+    f" to stand still. {_ONE_AFTER_THE_OTHER}",
     "ModelPruning": "renames weights and masks them, so that neither the best network nor a checkpoint would fit the"
     " model any more. Remove it, or prune in a second fit of the grown model.",
 }

@@ -453,3 +453,30 @@ def test_they_learn_what_their_base_cannot() -> None:
     network.integrate()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     assert train(250) < 0.7 * alone
+
+
+class Pooling(nn.Module):
+    """Every second position of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, ::2])
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "says"),
+    [
+        (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), torch.arange(9)[None], "no tensor of numbers.*token ids"),
+        (Pooling(), torch.randn(2, 6, 4), r"maps \(2, 6, 4\) to \(2, 3, 3\).*the same positions in both. Name modules"),
+    ],
+    ids=["token ids", "other positions"],
+)
+def test_a_module_whose_inputs_shared_dendrites_cannot_see_is_refused(module: nn.Module, x: Tensor, says: str) -> None:
+    network = attach_shared(nn.Sequential(module), ["0"])
+    module(x)
+    network.start_candidates()
+    with pytest.raises(ValueError, match=f"shared dendrites are to hang around {says}|around is called with {says}"):
+        module(x)

@@ -54,6 +54,7 @@ class Dendrites(nn.ModuleList):
         kind: where the layer's neurons are, and what its nodes look like.
         next: what a set to come looks like.
         called: whether the layer ever ran since it was attached.
+        reached: whether it ever ran where gradients are computed.
         candidates: the pool in training, or ``None``. It is no part of the module tree.
         watch: looks at inputs and errors; ``None`` while nobody asks for that.
         memory: what outlives a call of the layer; ``None`` where that is nothing.
@@ -76,7 +77,7 @@ class Dendrites(nn.ModuleList):
         self.kind = kind_of(layer)
         self.memory: Memory | None = self.kind.memory()
         self.next = Form(1)
-        self.called = False
+        self.called = self.reached = False
         self.set_candidates(None)
         self.set_watch(None)
 
@@ -154,8 +155,7 @@ class Dendrites(nn.ModuleList):
             return inputs
         (out,) = returned
         own = self.kind.output(out)
-        if not self.called:
-            self.called = True
+        self._note_call()
         # Without gradients nothing is learned: the first pass of a reentrant activation checkpoint. A validation may
         # well have gradients, and is not listened to.
         candidates = self.candidates
@@ -180,6 +180,13 @@ class Dendrites(nn.ModuleList):
         if watch is not None:
             total = _followed(total, *watch.watched(inputs, total), levels)
         return self.kind.with_output(out, total, inputs)
+
+    def _note_call(self) -> None:
+        # Written once: a compiled graph that writes at each call would do so for ever.
+        if not self.called:
+            self.called = True
+        if not self.reached and torch.is_grad_enabled():
+            self.reached = True
 
     def needs_copy(self, layer: nn.Module) -> bool:
         """Whether what learns here must have a copy of the layer's input, for the layer itself does not keep it.

@@ -94,13 +94,17 @@ def features(inputs: Inputs, out: Tensor) -> Tensor:
     given = (*inputs.args, *inputs.kwargs.values())
     x = next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), None)
     if x is None:
-        raise ValueError("it is called with no tensor of numbers, as shared dendrites must see")
+        raise ValueError(
+            "a module that shared dendrites are to hang around is called with no tensor of numbers that they could see,"
+            " as token ids are none. Name modules that come after the embedding"
+        )
     if x.shape[:-1] == out.shape[:-1]:
         return x
     if x.shape[:1] == out.shape[:-1]:  # a vector for each example
         return x.flatten(1)
     raise ValueError(
-        f"it maps {tuple(x.shape)} to {tuple(out.shape)}, and shared dendrites need the same positions in both"
+        f"a module that shared dendrites are to hang around maps {tuple(x.shape)} to {tuple(out.shape)}, and they need"
+        " the same positions in both. Name modules inside it, or others"
     )
 
 
