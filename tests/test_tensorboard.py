@@ -23,6 +23,8 @@ from tensorboard.plugins.hparams import metadata as hparams
 from pl_dendrites.reporting.figures import draw_growth
 from tests.models import classifier, quick, train
 
+pytestmark = pytest.mark.versions
+
 LAYERS = ["net.0", "net.4"]
 
 
