@@ -100,8 +100,7 @@ _LIGHTNINGS = "lightning.pytorch.core.module", "pytorch_lightning.core.module"
 
 
 def _loads_as_lightning(model_class: type[pl.LightningModule]) -> bool:
-    method = getattr(model_class.load_from_checkpoint, "__func__", None)
-    return getattr(method, "__module__", "") in _LIGHTNINGS
+    return getattr(model_class.load_from_checkpoint, "__module__", "") in _LIGHTNINGS
 
 
 def _known_options(model_class: type[pl.LightningModule], options: Mapping[str, Any]) -> dict[str, Any]:
