@@ -20,6 +20,14 @@ LOADERS := .venv-loaders
 LOADERS_VENV_STAMP := $(LOADERS)/.made
 LOADERS_STAMP := $(LOADERS)/.installed
 
+# Another, which lies upon $(VENV): the lowest versions.
+LOWEST := $(VENV)-lowest
+LOWEST_STAMP := $(LOWEST)/.installed
+PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+# Other Pythons to run the tests with, each in an environment of its own.
+PYTHONS ?= python3.10 python3.12 python3.13
+
 # Another: formats for other machines and eight bits.
 ROUTES := .venv-routes
 ROUTES_VENV_STAMP := $(ROUTES)/.made
@@ -30,7 +38,7 @@ PRETRAINED := .venv-pretrained
 PRETRAINED_VENV_STAMP := $(PRETRAINED)/.made
 PRETRAINED_STAMP := $(PRETRAINED)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-pretrained test-routes lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-pretrained test-routes test-lowest test-versions lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -46,6 +54,8 @@ help:
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
 	@echo "make test-pretrained  run the tests with networks of transformers and timm, which it installs into $(PRETRAINED)"
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
+	@echo "make test-lowest  run those tests that ask most of Lightning with the lowest versions, in $(LOWEST)"
+	@echo "make test-versions  run all tests with these, and with each of PYTHONS='$(PYTHONS)'"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -88,6 +98,15 @@ test-byol: $(BYOL_STAMP)
 test-routes: $(ROUTES_STAMP)
 	OMP_NUM_THREADS=1 $(ROUTES)/bin/python -m pytest tests/third_party/test_routes.py -m slow -rs --timeout 1800
 
+test-lowest: $(LOWEST_STAMP)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "versions and not long and not slow"
+
+test-versions: $(LOWEST_STAMP)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	for python in $(PYTHONS); do \
+	  $(MAKE) test PYTHON=$$python VENV=$(VENV)-$$($$python -c "import platform; print(platform.python_version())") || exit; \
+	done
+
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -97,7 +116,7 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(PRETRAINED) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(PRETRAINED) $(ROUTES) $(VENV)-* build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_STAMP) $(LOADERS_VENV_STAMP) $(PRETRAINED_VENV_STAMP) $(ROUTES_VENV_STAMP):
@@ -151,6 +170,15 @@ $(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)
 	@echo "Installing into $(ROUTES); this takes a few minutes."
 	$(ROUTES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable ".[test,routes]"
+	@touch $@
+
+# What is not installed into it is found in $(VENV), which its own packages stand before.
+$(LOWEST_STAMP): constraints-lowest.txt $(TEST_STAMP)
+	rm -rf $(LOWEST)
+	$(RUN) -m venv --without-pip $(LOWEST)
+	echo "import site; site.addsitedir('$$($(RUN) $(PACKAGES))')" > $$($(LOWEST)/bin/python $(PACKAGES))/rest.pth
+	$(RUN) -m pip --python $(LOWEST)/bin/python install --quiet --disable-pip-version-check --no-deps -r constraints-lowest.txt
+	$(RUN) -m pip --python $(LOWEST)/bin/python check
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.models import Classifier, classifier, half, loaders
+from tests.models import Classifier, classifier, half, loaders, toggled
 
 EPOCHS = 13
 
@@ -88,11 +88,11 @@ class GAN(L.LightningModule):
         x = batch[0]
         noise = x[:, 2:].flip(0)  # from the data: Lightning does not save random numbers' state
         of_generator, of_critic = self.optimizers()
-        with self.toggled_optimizer(of_critic):
+        with toggled(self, of_critic):
             of_critic.zero_grad()
             self.manual_backward(self.critic_loss(x, self.generator(noise).detach()))
             of_critic.step()
-        with self.toggled_optimizer(of_generator):
+        with toggled(self, of_generator):
             of_generator.zero_grad()
             self.manual_backward(nn.functional.softplus(-self.critic(self.generator(noise))).mean())
             of_generator.step()

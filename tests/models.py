@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +28,23 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
     "accelerator": ACCELERATOR,
 }
+
+
+# What Lightning has since version 2.6. The lowest that is tried is in constraints-lowest.txt.
+AVERAGING: list[type[L.Callback]] = [
+    getattr(callbacks, name) for name in ("WeightAveraging", "EMAWeightAveraging") if hasattr(callbacks, name)
+]
+since_2_6 = pytest.mark.skipif(not AVERAGING, reason="Lightning has it since version 2.6")
+
+
+@contextmanager
+def toggled(module: L.LightningModule, optimizer: Any) -> Iterator[None]:
+    """Lightning's ``toggled_optimizer``, which it has since version 2.5.2."""
+    module.toggle_optimizer(optimizer)
+    try:
+        yield
+    finally:
+        module.untoggle_optimizer(optimizer)
 
 
 def half(**scale: Any) -> MixedPrecision:

@@ -12,20 +12,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import LBFGS, SGD, Optimizer
 
 from pl_dendrites import DendriteCallback, load_from_checkpoint
-from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
+from tests.models import AVERAGING, QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
 
 
 class Watch(L.Callback):
@@ -331,7 +325,7 @@ def test_a_model_none_of_whose_target_layers_has_an_error(targets: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    "averaging", [WeightAveraging(), EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=0.1)], ids=type
+    "averaging", [*(kind() for kind in AVERAGING), StochasticWeightAveraging(swa_lrs=0.1)], ids=type
 )
 def test_averages_of_weights(averaging: L.Callback) -> None:
     model, dendrites = classifier(), quick()

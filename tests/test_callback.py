@@ -15,6 +15,8 @@ from pl_dendrites import DendriteCallback
 from tests.core.helpers import TORCH
 from tests.models import QUIET, Classifier, bits, classifier, loaders, optimizer_bits, quick, same_bits
 
+pytestmark = pytest.mark.versions
+
 
 def fit(dendrites: DendriteCallback, model: L.LightningModule | None = None, **settings: Any) -> L.Trainer:
     others = settings.pop("callbacks", [])

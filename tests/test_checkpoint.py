@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pl_dendrites import DendriteCallback, detach, load_from_checkpoint, restore_structure
 from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits
 
+pytestmark = pytest.mark.versions
+
 X = torch.linspace(-2, 2, 20).reshape(5, 4)
 
 

@@ -18,7 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from pl_dendrites import DendriteCallback
 from pl_dendrites.training.empty_optimizers import empty_optimizers
 from tests.combinations import EPOCHS, Combination, half_precision
-from tests.models import QUIET, Classifier, Rates, bits, loaders, quick, same_bits, train
+from tests.models import QUIET, Classifier, Rates, bits, loaders, quick, same_bits, toggled, train
 from tests.test_resume import assert_same, fit
 
 
@@ -120,7 +120,7 @@ class Toggled(Classifier):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         optimizers = self.optimizers()
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            with self.toggled_optimizer(optimizer):
+            with toggled(self, optimizer):
                 optimizer.zero_grad()
                 self.manual_backward(super().training_step(batch, batch_idx))
                 optimizer.step()

@@ -20,6 +20,8 @@ from torch.nn.modules import module as torch_module
 from pl_dendrites import grow_on_load, load_from_checkpoint
 from tests.models import Classifier, bits, classifier, loaders, quick, same_bits, train
 
+pytestmark = pytest.mark.versions
+
 
 class Mode(enum.Enum):
     FAST = 1

@@ -20,7 +20,7 @@ from pl_dendrites import DendriteCallback, load_from_checkpoint
 from pl_dendrites.saved import copies
 from pl_dendrites.saved.best import BestModel
 from pl_dendrites.training.trainer import save_straight
-from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
+from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, since_2_6, train
 from tests.test_loading import Configured, Mode
 
 EPOCHS = 12
@@ -288,12 +288,18 @@ def test_on_the_disk_a_run_goes_on_from_memory(in_memory: Any, tmp_path: Path) -
     assert same_bits(bits(model), in_memory[0])
 
 
-def test_on_the_disk_a_run_goes_on_with_hyperparameters_that_are_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("safe", "told"), [pytest.param([], {"weights_only": False}, marks=since_2_6), ([Mode], {})], ids=["told", "safe"]
+)
+def test_on_the_disk_a_run_goes_on_with_hyperparameters_that_are_trusted(
+    safe: list[Any], told: dict[str, Any], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     saver = ModelCheckpoint(tmp_path, "end", save_on_train_epoch_end=True)
     train(Configured(Mode.FAST), on_disk(tmp_path), saver, max_epochs=4, enable_checkpointing=True)
     trainer = L.Trainer(callbacks=[dendrites := on_disk(tmp_path)], max_epochs=6, **QUIET)
-    trainer.fit(Configured(Mode.FAST), *loaders(), ckpt_path=tmp_path / "end.ckpt", weights_only=False)
+    with torch.serialization.safe_globals(safe):
+        trainer.fit(Configured(Mode.FAST), *loaders(), ckpt_path=tmp_path / "end.ckpt", **told)
     assert len(dendrites.history) > 2
     assert not {"load_checkpoint", "load_model_state_dict"} & vars(trainer.strategy).keys()
 

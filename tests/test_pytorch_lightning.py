@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pl_dendrites import load_from_checkpoint
 from tests.models import Classifier, bits, classifier, loaders, quick, same_bits, train
 
+pytestmark = pytest.mark.versions
+
 
 class Model(its.LightningModule):
     """As the classifier of the other tests, in the other tree."""

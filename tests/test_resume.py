@@ -71,6 +71,7 @@ def test_resumed_from_any_epoch_ends_with_the_same_bits(
 AFTER_VALIDATION = ["sgd", "groups", "accuracy with ties", "sparse validation", "GAN", "fp16"]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("combination", AFTER_VALIDATION)
 def test_resumed_from_any_validation_ends_with_the_same_bits(combination: str, every: int, tmp_path: Path) -> None:
@@ -121,6 +122,7 @@ class Places(DataLoader):
         self.start = state["place"]
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("every", [9, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize("combination", ["sgd", "manual", "fp16", "two validations an epoch"])
 def test_resumed_inside_any_epoch(combination: str, every: int, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import warnings
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tensorboard.plugins.hparams import metadata as hparams
 
 from pl_dendrites.reporting.figures import draw_growth
 from tests.models import classifier, quick, train
+
+pytestmark = pytest.mark.versions
 
 LAYERS = ["net.0", "net.4"]
 
@@ -161,6 +164,7 @@ def test_a_users_own_page_of_hyperparameters_comes_first(own: bool, tmp_path: Pa
     assert "dendrites" not in (Path(logger.log_dir) / "hparams.yaml").read_text()
 
 
+@pytest.mark.skipif("enable_autolog_hparams" not in signature(L.Trainer).parameters, reason="since Lightning 2.5.2")
 def test_no_hyperparameters_where_the_trainer_is_to_log_none(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     train(classifier(), quick(max_dendrites=0, base_epochs=1), logger=logger, enable_autolog_hparams=False)

@@ -16,7 +16,7 @@ from pl_dendrites.reporting import figures
 from pl_dendrites.reporting.loggers import Loggers
 from pl_dendrites.reporting.records import correlation_figures
 from pl_dendrites.reporting.tables import decisions_markdown
-from pl_dendrites.training.trainer import ProgressBar, logged_hyperparameters, logging_step
+from pl_dendrites.training.trainer import ProgressBar, logged_hyperparameters, logging_step, logs_hyperparameters
 
 __all__ = ["Display"]
 
@@ -51,7 +51,7 @@ class Display:
         self._loggers = Loggers(trainer.loggers if shows else [])
         self._bar = ProgressBar(trainer) if progress else None
         self._epoch_began = self._phase_began = time.monotonic()
-        self._settings = {_PREFIX: dict(settings)} if trainer.enable_autolog_hparams else None
+        self._settings = {_PREFIX: dict(settings)} if logs_hyperparameters(trainer) else None
         if self._settings is not None:
             self._loggers.hyperparameters(self._settings, logged_hyperparameters(trainer), _RESULTS)
         self._loggers.layout(_layout(score_name))

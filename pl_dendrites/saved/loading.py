@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -89,14 +90,24 @@ def _load_open(model_class: type[ModelT], checkpoint: dict[str, Any], **kwargs: 
     token = _OPEN.set(checkpoint)
     try:
         with torch.serialization.safe_globals([_opened]):
-            return model_class.load_from_checkpoint(name, **{**kwargs, "weights_only": True})
+            options = _known_options(model_class, {**kwargs, "weights_only": True})
+            return model_class.load_from_checkpoint(name, **options)
     finally:
         _OPEN.reset(token)
 
 
+_LIGHTNINGS = "lightning.pytorch.core.module", "pytorch_lightning.core.module"
+
+
 def _loads_as_lightning(model_class: type[pl.LightningModule]) -> bool:
-    method = getattr(model_class.load_from_checkpoint, "__func__", None)
-    return getattr(method, "__module__", "") in ("lightning.pytorch.core.module", "pytorch_lightning.core.module")
+    return getattr(model_class.load_from_checkpoint, "__module__", "") in _LIGHTNINGS
+
+
+def _known_options(model_class: type[pl.LightningModule], options: Mapping[str, Any]) -> dict[str, Any]:
+    # Lightning before 2.6 takes `weights_only` for an argument of the model.
+    lightnings: Any = next((kind for kind in model_class.__mro__ if kind.__module__ in _LIGHTNINGS), pl.LightningModule)
+    known = signature(lightnings.load_from_checkpoint).parameters
+    return {name: value for name, value in options.items() if name != "weights_only" or name in known}
 
 
 def _where_it_was(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
@@ -149,7 +160,8 @@ def load_from_checkpoint(model_class: type[ModelT], path: str | Path, **kwargs: 
             else:
                 checkpoint = {} if trusted else read_trainers(file, path)  # who reads it then runs nothing
                 # A class of the user's may take one kind of path alone.
-                model = model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **kwargs)
+                options = _known_options(model_class, kwargs)
+                model = model_class.load_from_checkpoint(file if isinstance(path, Path) else str(file), **options)
             refuse_lost(model, checkpoint)
             return model
     except NotPlainError as error:

@@ -36,6 +36,7 @@ __all__ = [
     "logged_hyperparameters",
     "logging_step",
     "logs_default_result",
+    "logs_hyperparameters",
     "logs_itself",
     "loss_scale",
     "no_early_stopping",
@@ -118,6 +119,11 @@ def callbacks_of(trainer: pl.Trainer) -> list[Any]:
 def logging_step(trainer: pl.Trainer) -> int:
     """When an epoch ends, the step at which Lightning logs that epoch's metrics: its last one that stepped."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+
+
+def logs_hyperparameters(trainer: pl.Trainer) -> bool:
+    """Whether Lightning logs hyperparameters when a fit begins. Before version 2.5.2 nobody can tell it not to."""
+    return bool(getattr(trainer, "enable_autolog_hparams", True))
 
 
 def logged_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
@@ -294,13 +300,18 @@ class BeforeLoading:
         self._prepare, self._load, self._shadows = prepare, trainer.strategy.load_checkpoint, Shadows()
         self._shadows.put(trainer.strategy, "load_checkpoint", self._prepare_and_load)
 
-    def _prepare_and_load(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        self._prepare(checkpoint_path, weights_only is False)
-        return self._load(checkpoint_path, weights_only=weights_only)
+    def _prepare_and_load(self, checkpoint_path: Any, **options: Any) -> dict[str, Any]:
+        self._prepare(checkpoint_path, _is_trusted(**options))
+        return self._load(checkpoint_path, **options)
 
     def release(self) -> None:
         """Give the strategy back as it was."""
         self._shadows.release()
+
+
+def _is_trusted(weights_only: bool | None = None) -> bool:
+    # Before version 2.6 Lightning has no such option: nobody said it.
+    return weights_only is False
 
 
 def load_within(trainer: pl.Trainer, context: Callable[[], AbstractContextManager[None]]) -> Shadows:
@@ -335,9 +346,9 @@ def note_trust(trainer: pl.Trainer, shadows: Shadows, note: Callable[[bool], Non
     """Have it noted, until shadows are released, whether what a Trainer loads is told to be read whatever it holds."""
     load = trainer.strategy.load_checkpoint
 
-    def load_here(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        note(weights_only is False)
-        return load(checkpoint_path, weights_only=weights_only)
+    def load_here(checkpoint_path: Any, **options: Any) -> dict[str, Any]:
+        note(_is_trusted(**options))
+        return load(checkpoint_path, **options)
 
     shadows.put(trainer.strategy, "load_checkpoint", load_here)
 
