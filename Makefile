@@ -25,7 +25,12 @@ ROUTES := .venv-routes
 ROUTES_VENV_STAMP := $(ROUTES)/.made
 ROUTES_STAMP := $(ROUTES)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-routes lint docs clean
+# Another: the trackers whose loggers Lightning has.
+LOGGERS := .venv-loggers
+LOGGERS_VENV_STAMP := $(LOGGERS)/.made
+LOGGERS_STAMP := $(LOGGERS)/.installed
+
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-routes lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -39,6 +44,7 @@ help:
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
+	@echo "make test-loggers  run the tests with MLflow, Weights & Biases and Comet, which it installs into $(LOGGERS)"
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
@@ -73,6 +79,9 @@ test-loaders: $(LOADERS_STAMP)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/third_party/test_loaders.py -m slow -rs
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOADERS)/bin/python -m pytest tests/core/test_adapters.py tests/core/test_gpt2_layer.py -rs
 
+test-loggers: $(LOGGERS_STAMP)
+	OMP_NUM_THREADS=1 $(LOGGERS)/bin/python -m pytest tests/third_party/test_loggers.py -m slow -rs
+
 test-byol: $(BYOL_STAMP)
 	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs
 
@@ -88,10 +97,10 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(LOGGERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(ROUTES_VENV_STAMP):
+$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(LOGGERS_VENV_STAMP) $(ROUTES_VENV_STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
 	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
@@ -127,6 +136,13 @@ $(LOADERS_STAMP): pyproject.toml constraints.txt constraints-loaders.txt $(LOADE
 	@grep -v '^torchmetrics' constraints.txt > $(LOADERS)/constraints.txt
 	$(LOADERS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint $(LOADERS)/constraints.txt --constraint constraints-loaders.txt --editable ".[test,loaders]"
+	@touch $@
+
+$(LOGGERS_STAMP): pyproject.toml constraints.txt constraints-loggers.txt $(LOGGERS_VENV_STAMP)
+	@echo "Installing into $(LOGGERS); this takes a few minutes."
+	@grep -v '^python-dateutil' constraints.txt > $(LOGGERS)/constraints.txt
+	$(LOGGERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(LOGGERS)/constraints.txt --constraint constraints-loggers.txt --editable ".[test,loggers]"
 	@touch $@
 
 $(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)

@@ -334,7 +334,7 @@ def test_a_picture_that_fails_ends_no_fit(
         warnings.filterwarnings("always", ".* cannot show .*")
         train(classifier(), dendrites, logger=logger)
     (warning,) = caught
-    assert re.search(r"cannot show .* `(log|add)_image`.*no space left", str(warning.message))
+    assert re.search(r"cannot show .* `(log_image|experiment\.add_image)`.*no space left", str(warning.message))
     assert dendrites.stop_reason
     assert [record["phase"] for record in dendrites.history] == ["base", "correlation", "base"]
 
