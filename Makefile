@@ -29,8 +29,9 @@ ROUTES_STAMP := $(ROUTES)/.installed
 LOGGERS := .venv-loggers
 LOGGERS_VENV_STAMP := $(LOGGERS)/.made
 LOGGERS_STAMP := $(LOGGERS)/.installed
+DIST_STAMP := $(VENV)/.installed-dist
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-routes lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-routes test-dist lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -46,6 +47,7 @@ help:
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
 	@echo "make test-loggers  run the tests with MLflow, Weights & Biases and Comet, which it installs into $(LOGGERS)"
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
+	@echo "make test-dist    build what would be released into dist/, install it into an empty environment, and try it"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -87,6 +89,11 @@ test-byol: $(BYOL_STAMP)
 
 test-routes: $(ROUTES_STAMP)
 	OMP_NUM_THREADS=1 $(ROUTES)/bin/python -m pytest tests/third_party/test_routes.py -m slow -rs
+
+test-dist: $(DIST_STAMP)
+	rm -rf dist
+	$(RUN) -m build --outdir dist
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_distribution.py -m "slow or not slow" -rs
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
@@ -149,6 +156,10 @@ $(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)
 	@echo "Installing into $(ROUTES); this takes a few minutes."
 	$(ROUTES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable ".[test,routes]"
+	@touch $@
+
+$(DIST_STAMP): $(TEST_STAMP) constraints-dist.txt
+	$(INSTALL) ".[dist]" --constraint constraints-dist.txt
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

@@ -58,7 +58,7 @@ def write_report(path: str | Path, history: Sequence[Record], controls: Controls
     path = Path(path)
     check("path", path.suffix in (".html", ".md"), "a file that ends in .html or .md", str(path))
     if not can_draw():
-        raise ModuleNotFoundError('a report needs matplotlib, which draws: pip install "pl-dendrites[figures]"')
+        raise ModuleNotFoundError("a report needs matplotlib, which draws: pip install matplotlib")
     blocks = report_blocks(history, controls)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = to_html(TITLE, blocks) if path.suffix == ".html" else to_markdown(TITLE, blocks, path)

@@ -24,7 +24,7 @@ __all__ = ["Display"]
 
 _PREFIX = "dendrites"
 _RESULTS = [f"{_PREFIX}/{name}" for name in ("best_score", "count", "parameters")]
-_NO_FIGURES = '\n\nNo figures: matplotlib is not installed (`pip install "pl-dendrites[figures]"`).'
+_NO_FIGURES = "\n\nNo figures: matplotlib is not installed (`pip install matplotlib`)."
 
 
 class Display:
