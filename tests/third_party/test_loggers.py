@@ -25,7 +25,7 @@ comet_ml = pytest.importorskip("comet_ml")
 mlflow = pytest.importorskip("mlflow")
 wandb = pytest.importorskip("wandb")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SETTINGS = {"monitor": "val_loss", "max_dendrites": "1", "candidates": "2"}
 
