@@ -38,7 +38,13 @@ PRETRAINED := .venv-pretrained
 PRETRAINED_VENV_STAMP := $(PRETRAINED)/.made
 PRETRAINED_STAMP := $(PRETRAINED)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-pretrained test-routes test-lowest test-versions lint docs clean
+# Another: the trackers whose loggers Lightning has.
+LOGGERS := .venv-loggers
+LOGGERS_VENV_STAMP := $(LOGGERS)/.made
+LOGGERS_STAMP := $(LOGGERS)/.installed
+DIST_STAMP := $(VENV)/.installed-dist
+
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-pretrained test-routes test-lowest test-versions test-dist lint docs clean
 .NOTPARALLEL:
 
 help:
@@ -53,9 +59,11 @@ help:
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
 	@echo "make test-pretrained  run the tests with networks of transformers and timm, which it installs into $(PRETRAINED)"
+	@echo "make test-loggers  run the tests with MLflow, Weights & Biases and Comet, which it installs into $(LOGGERS)"
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
 	@echo "make test-lowest  run those tests that ask most of Lightning with the lowest versions, in $(LOWEST)"
 	@echo "make test-versions  run all tests with these, and with each of PYTHONS='$(PYTHONS)'"
+	@echo "make test-dist    build what would be released into dist/, install it into an empty environment, and try it"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
 	@echo "make clean        remove the environment and all caches"
@@ -92,6 +100,9 @@ test-loaders: $(LOADERS_STAMP)
 test-pretrained: $(PRETRAINED_STAMP)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PRETRAINED)/bin/python -m pytest tests/third_party/test_pretrained.py -m slow -rs --timeout 600
 
+test-loggers: $(LOGGERS_STAMP)
+	OMP_NUM_THREADS=1 $(LOGGERS)/bin/python -m pytest tests/third_party/test_loggers.py -m slow -rs
+
 test-byol: $(BYOL_STAMP)
 	OMP_NUM_THREADS=1 $(BYOL_VENV)/bin/python -m pytest tests/third_party/test_byol.py -m slow -rs --timeout 1800
 
@@ -107,6 +118,11 @@ test-versions: $(LOWEST_STAMP)
 	  $(MAKE) test PYTHON=$$python VENV=$(VENV)-$$($$python -c "import platform; print(platform.python_version())") || exit; \
 	done
 
+test-dist: $(DIST_STAMP)
+	rm -rf dist
+	$(RUN) -m build --outdir dist
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_distribution.py -m "slow or not slow" -rs
+
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -116,10 +132,10 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(PRETRAINED) $(ROUTES) $(VENV)-* build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(LOGGERS) $(PRETRAINED) $(ROUTES) $(VENV)-* build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find pl_dendrites tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(PRETRAINED_VENV_STAMP) $(ROUTES_VENV_STAMP):
+$(VENV_STAMP) $(LOADERS_VENV_STAMP) $(LOGGERS_VENV_STAMP) $(PRETRAINED_VENV_STAMP) $(ROUTES_VENV_STAMP):
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null || \
 	  { echo "Python 3.10 or newer is needed, and '$(PYTHON)' is missing or older: install it, or name one with 'make PYTHON=/path/to/python3 ...'." >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
@@ -166,6 +182,13 @@ $(PRETRAINED_STAMP): pyproject.toml constraints.txt constraints-pretrained.txt $
 	  $(PRETRAINED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "torchvision==0.16.2"
 	@touch $@
 
+$(LOGGERS_STAMP): pyproject.toml constraints.txt constraints-loggers.txt $(LOGGERS_VENV_STAMP)
+	@echo "Installing into $(LOGGERS); this takes a few minutes."
+	@grep -v '^python-dateutil' constraints.txt > $(LOGGERS)/constraints.txt
+	$(LOGGERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint $(LOGGERS)/constraints.txt --constraint constraints-loggers.txt --editable ".[test,loggers]"
+	@touch $@
+
 $(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)
 	@echo "Installing into $(ROUTES); this takes a few minutes."
 	$(ROUTES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
@@ -179,6 +202,10 @@ $(LOWEST_STAMP): constraints-lowest.txt $(TEST_STAMP)
 	echo "import site; site.addsitedir('$$($(RUN) $(PACKAGES))')" > $$($(LOWEST)/bin/python $(PACKAGES))/rest.pth
 	$(RUN) -m pip --python $(LOWEST)/bin/python install --quiet --disable-pip-version-check --no-deps -r constraints-lowest.txt
 	$(RUN) -m pip --python $(LOWEST)/bin/python check
+	@touch $@
+
+$(DIST_STAMP): $(TEST_STAMP) constraints-dist.txt
+	$(INSTALL) ".[dist]" --constraint constraints-dist.txt
 	@touch $@
 
 $(DOCS_STAMP): $(TEST_STAMP)

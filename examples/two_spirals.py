@@ -53,7 +53,7 @@ class OneNeuron(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.03)
 
 
-def solve(seed: int) -> tuple[OneNeuron, int, int]:
+def solve(seed: int, *watching: L.Callback) -> tuple[OneNeuron, int, int]:
     """Train until no point is on the wrong side; the model, its dendrites and the points still wrong."""
     L.seed_everything(seed, verbose=False)
     model = OneNeuron()
@@ -73,7 +73,7 @@ def solve(seed: int) -> tuple[OneNeuron, int, int]:
     solved = EarlyStopping("wrong", stopping_threshold=0.01, patience=10**6, check_on_train_epoch_end=True)
     trainer = L.Trainer(
         max_epochs=-1,
-        callbacks=[dendrites, solved],
+        callbacks=[dendrites, solved, *watching],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pl_dendrites.exporting.fused import export_fused
     from pl_dendrites.saved.loading import load_from_checkpoint
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "DendriteCallback",

@@ -178,7 +178,7 @@ class Fit:
                 self._restore_best(trainer, module)
             self._console.end_fit(self.history, self._network, stays=not self.machine.goes_back)
         self.machine.wind_up()
-        self._shows.end_fit(trainer, self.machine, self._network)
+        self._shows.end_fit(trainer, self.machine, self._network, self.history)
         self.training = False
 
     # -- training -----------------------------------------------------------------------------------------------------

@@ -20,14 +20,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from pl_dendrites.core.checks import check
 from pl_dendrites.reporting.figures import can_draw
 from pl_dendrites.reporting.page import to_html, to_markdown
-from pl_dendrites.reporting.report import Controls, Record, report_blocks
+from pl_dendrites.reporting.report import TITLE, Controls, Record, report_blocks
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.folder import is_folder_checkpoint
 from pl_dendrites.saved.loading import read_checkpoint
 
 __all__ = ["main", "read_history", "write_report"]
-
-_TITLE = "Growth of dendrites"
 
 
 @rank_zero_only
@@ -60,10 +58,10 @@ def write_report(path: str | Path, history: Sequence[Record], controls: Controls
     path = Path(path)
     check("path", path.suffix in (".html", ".md"), "a file that ends in .html or .md", str(path))
     if not can_draw():
-        raise ModuleNotFoundError('a report needs matplotlib, which draws: pip install "pl-dendrites[figures]"')
+        raise ModuleNotFoundError("a report needs matplotlib, which draws: pip install matplotlib")
     blocks = report_blocks(history, controls)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = to_html(_TITLE, blocks) if path.suffix == ".html" else to_markdown(_TITLE, blocks, path)
+    text = to_html(TITLE, blocks) if path.suffix == ".html" else to_markdown(TITLE, blocks, path)
     path.write_text(text, encoding="utf-8")
 
 

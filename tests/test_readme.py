@@ -111,13 +111,14 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    readme = PAGES[0]
-    targets = re.findall(r"\]\(([^)]+)\)", readme.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_links_of_pages_at_the_top_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text)
     inside = [target for target in targets if not target.startswith("http")]
-    assert len(inside) > 5
+    assert inside
     for target in inside:
-        name, _, anchor = target.partition("#")
-        page = ROOT / name if name else readme
+        file, _, anchor = target.partition("#")
+        page = ROOT / (file or name)
         assert page.exists(), target
         assert not anchor or anchor in headings(page), target

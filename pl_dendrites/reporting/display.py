@@ -14,7 +14,9 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
 from pl_dendrites.reporting import figures
 from pl_dendrites.reporting.loggers import Loggers
+from pl_dendrites.reporting.page import to_html
 from pl_dendrites.reporting.records import correlation_figures
+from pl_dendrites.reporting.report import TITLE, report_blocks
 from pl_dendrites.reporting.tables import decisions_markdown
 from pl_dendrites.training.trainer import ProgressBar, logged_hyperparameters, logging_step, logs_hyperparameters
 
@@ -22,7 +24,7 @@ __all__ = ["Display"]
 
 _PREFIX = "dendrites"
 _RESULTS = [f"{_PREFIX}/{name}" for name in ("best_score", "count", "parameters")]
-_NO_FIGURES = '\n\nNo figures: matplotlib is not installed (`pip install "pl-dendrites[figures]"`).'
+_NO_FIGURES = "\n\nNo figures: matplotlib is not installed (`pip install matplotlib`)."
 
 
 class Display:
@@ -121,15 +123,31 @@ class Display:
                 step,
             )
 
-    def end_fit(self, trainer: pl.Trainer, machine: PhaseMachine, network: DendriticNetwork) -> None:
-        """Log what the fit leaves, which a rejected set is no part of, as the run's results; give the bar back."""
+    def end_fit(
+        self,
+        trainer: pl.Trainer,
+        machine: PhaseMachine,
+        network: DendriticNetwork,
+        history: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Log what the fit leaves, which a rejected set is no part of, and the report; give the bar back.
+
+        Args:
+            trainer: the Trainer.
+            machine: as the fit leaves it.
+            network: the network, likewise.
+            history: records of all phases.
+        """
         scalars = {
             "best_score": machine.best,
             "count": network.num_dendrites,
             "parameters": parameter_count(network.model),
         }
         results = {f"{_PREFIX}/{name}": value for name, value in scalars.items() if value is not None}
-        self._loggers.results(results, max(0, logging_step(trainer) + 1))
+        step = max(0, logging_step(trainer) + 1)
+        self._loggers.scalars(results, step)
+        if figures.can_draw():
+            self._loggers.page(f"{_PREFIX}/report", lambda: to_html(TITLE, report_blocks(history)), step)
         if self._settings is not None:
             parameters = logged_hyperparameters(trainer)
             self._loggers.hyperparameters(self._settings, parameters, _RESULTS, last=True)

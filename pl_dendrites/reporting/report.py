@@ -12,8 +12,9 @@ from pl_dendrites.reporting.page import Block, Facts, Heading, Items, Name, Para
 from pl_dendrites.reporting.records import by_reason
 from pl_dendrites.reporting.sizes import best_of_each_size, draw_sizes
 
-__all__ = ["Controls", "Record", "report_blocks"]
+__all__ = ["TITLE", "Controls", "Record", "report_blocks"]
 
+TITLE = "Growth of dendrites"
 _RUNNING = "still running when this was written"
 _CONTROL_KEYS = {"score", "parameters", "epochs"}
 
