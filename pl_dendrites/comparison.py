@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from pl_dendrites.controls import Stages, closest_width, pruned, sparse, weights_of
 from pl_dendrites.core.cost import parameter_count
+from pl_dendrites.core.markup import in_notebook
+from pl_dendrites.reporting.notebook import comparison_table
 from pl_dendrites.trials import Run, Trials, seeds_aside, without_dendrites
 
 __all__ = ["Comparison", "Run", "closest_width", "compare"]
@@ -31,7 +33,7 @@ _STAGES: dict[str, Stages] = {"pruned": pruned, "sparse": sparse}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found; printed, it is a table.
+    """What :func:`compare` found; printed, or shown by a notebook, it is a table.
 
     Attributes:
         metric: name of the metric on test data.
@@ -44,6 +46,9 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """Every run as a dict of plain values, as for JSON."""
         return [asdict(run) for run in self.runs]
+
+    def _repr_html_(self) -> str:
+        return in_notebook(comparison_table(self.metric, self.rows()))
 
     def __str__(self) -> str:
         """A row for every network: mean and standard deviation over the seeds."""

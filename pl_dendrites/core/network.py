@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from pl_dendrites.core.candidate_state import check_candidates
 from pl_dendrites.core.claims import check_claims
 from pl_dendrites.core.cost import set_parameters
-from pl_dendrites.core.growth.block import Form, check_form
+from pl_dendrites.core.growth.block import Form, check_form, inputs_kept
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.freeze import Freeze
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons, take_off
 from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
+from pl_dendrites.core.inventory import inventory_table
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import inputs_of
+from pl_dendrites.core.markup import in_notebook
 from pl_dendrites.core.mirrored import MirroredLayers
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors, parts_of_mirrors
 from pl_dendrites.core.rule.candidates import Candidates
@@ -34,7 +36,8 @@ class DendriticNetwork:
     """A model and the dendrites of all its target layers.
 
     Made by :func:`~pl_dendrites.core.attach`. The model keeps its type, its attributes and its state_dict keys; each
-    target layer gets a submodule ``dendrites`` and a forward hook that adds their signal.
+    target layer gets a submodule ``dendrites`` and a forward hook that adds their signal. Printed, or shown by a
+    notebook, it is a table of the layers.
 
     Args:
         model: the model. Dendrites that it has already are taken over.
@@ -130,7 +133,14 @@ class DendriticNetwork:
         self.share = share
         for name in self.targets:
             dendrites = dendrites_of(self._hosts[name])
-            dendrites.next = Form(1, activation, live, _inputs_kept(dendrites.kind.inputs, fan_in))
+            dendrites.next = Form(1, activation, live, inputs_kept(dendrites.kind.inputs, fan_in))
+
+    def __str__(self) -> str:
+        """A row for every layer that grows."""
+        return str(inventory_table(self.model, self.layers, self.units is not None))
+
+    def _repr_html_(self) -> str:
+        return in_notebook(inventory_table(self.model, self.layers, self.units is not None))
 
     @property
     def layers(self) -> dict[str, Dendrites]:
@@ -483,10 +493,3 @@ class DendriticNetwork:
 def hosts(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of a model that dendrites hang on, by their names."""
     return {plain_name(name): layer for name, layer in attached_layers(model)}
-
-
-def _inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
-    if inputs is None or fan_in is None:
-        return None
-    kept = max(1, round(fan_in * inputs)) if isinstance(fan_in, float) else fan_in
-    return kept if kept < inputs else None

@@ -15,7 +15,7 @@ from pl_dendrites.core.checks import check, check_one_of
 from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
 from pl_dendrites.core.tensors import INTEGERS, local, per_neuron
 
-__all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form"]
+__all__ = ["Block", "Form", "as_integers_at_work", "cascade", "check_form", "inputs_kept"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,23 @@ def check_form(activation: object, fan_in: object) -> None:
     number = isinstance(fan_in, int | float) and not isinstance(fan_in, bool)
     holds = fan_in is None or (number and (0 < fan_in <= 1 if isinstance(fan_in, float) else fan_in >= 1))  # type: ignore[operator]
     check("fan_in", holds, "a positive number of inputs or a share of them up to 1.0", fan_in)
+
+
+def inputs_kept(inputs: int | None, fan_in: int | float | None) -> int | None:
+    """How many inputs each dendrite sees; ``None``: all.
+
+    Args:
+        inputs: those of the layer; ``None``: its dendrites cannot be sparse.
+        fan_in: as many are wanted, or a share of them; ``None``: all.
+
+    Example:
+        >>> inputs_kept(64, 0.25), inputs_kept(64, 4), inputs_kept(4, 8)
+        (16, 4, None)
+    """
+    if inputs is None or fan_in is None:
+        return None
+    kept = max(1, round(fan_in * inputs)) if isinstance(fan_in, float) else fan_in
+    return kept if kept < inputs else None
 
 
 class Block(nn.Module):
