@@ -10,6 +10,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
+NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 THIRD_PARTY_STAMP := $(VENV)/.installed-third-party
 # Another environment: Lightning cannot be imported beside a torchvision that does not fit torch.
 BYOL_VENV := .venv-byol
@@ -25,7 +26,7 @@ ROUTES := .venv-routes
 ROUTES_VENV_STAMP := $(ROUTES)/.made
 ROUTES_STAMP := $(ROUTES)/.installed
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-routes lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-routes lint docs notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -42,6 +43,7 @@ help:
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
+	@echo "make notebooks    run the notebooks of the documentation anew and store what they show"
 	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
 
@@ -86,6 +88,9 @@ lint: $(TEST_STAMP)
 
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+notebooks: $(NOTEBOOKS_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) docs/notebooks.py
 
 clean:
 	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -137,4 +142,8 @@ $(ROUTES_STAMP): pyproject.toml constraints.txt $(ROUTES_VENV_STAMP)
 
 $(DOCS_STAMP): $(TEST_STAMP)
 	$(INSTALL) ".[docs]"
+	@touch $@
+
+$(NOTEBOOKS_STAMP): $(TEST_STAMP)
+	$(INSTALL) ".[notebooks]"
 	@touch $@

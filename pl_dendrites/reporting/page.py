@@ -95,7 +95,7 @@ def in_frame(title: str, blocks: Iterable[Block]) -> str:
         >>> in_frame("A", [Paragraph("b")])[:47]
         '<iframe title="A" srcdoc="&lt;!DOCTYPE html&gt;'
     """
-    page = escape(to_html(title, blocks))
+    page = escape(to_html(title, blocks)).replace("\n", "&#10;")  # one line, that Markdown takes it as it is
     style = "width: 100%; height: 40rem; border: 0; resize: vertical"
     return f'<iframe title="{escape(title)}" srcdoc="{page}" style="{style}"></iframe>'
 
