@@ -10,6 +10,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 TEST_STAMP := $(VENV)/.installed-test
 BROWSER_STAMP := $(VENV)/.installed-browser
 DOCS_STAMP := $(VENV)/.installed-docs
+NOTEBOOKS_STAMP := $(VENV)/.installed-notebooks
 THIRD_PARTY_STAMP := $(VENV)/.installed-third-party
 # Another environment: Lightning cannot be imported beside a torchvision that does not fit torch.
 BYOL_VENV := .venv-byol
@@ -44,7 +45,7 @@ LOGGERS_VENV_STAMP := $(LOGGERS)/.made
 LOGGERS_STAMP := $(LOGGERS)/.installed
 DIST_STAMP := $(VENV)/.installed-dist
 
-.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-pretrained test-routes test-lowest test-versions test-dist lint docs clean
+.PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-pretrained test-routes test-lowest test-versions test-dist lint docs notebooks clean
 .NOTPARALLEL:
 
 help:
@@ -66,6 +67,7 @@ help:
 	@echo "make test-dist    build what would be released into dist/, install it into an empty environment, and try it"
 	@echo "make lint         check style and types"
 	@echo "make docs         write the documentation as a site into site/"
+	@echo "make notebooks    run the notebooks of the documentation anew and store what they show"
 	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
 
@@ -130,6 +132,9 @@ lint: $(TEST_STAMP)
 
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+notebooks: $(NOTEBOOKS_STAMP)
+	OMP_NUM_THREADS=1 $(RUN) docs/notebooks.py
 
 clean:
 	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(LOGGERS) $(PRETRAINED) $(ROUTES) $(VENV)-* build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -210,4 +215,8 @@ $(DIST_STAMP): $(TEST_STAMP) constraints-dist.txt
 
 $(DOCS_STAMP): $(TEST_STAMP)
 	$(INSTALL) ".[docs]"
+	@touch $@
+
+$(NOTEBOOKS_STAMP): $(TEST_STAMP)
+	$(INSTALL) ".[notebooks]"
 	@touch $@

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "pictures" / "house.svg"
-LEAVES = {"activations", "checks", "keys", "tensors"}  # of the core, which all may use
+LEAVES = {"activations", "checks", "keys", "markup", "tensors"}  # of the core, which all may use
 
 WIDTH, LINE, HEAD, PAD, GAP = 760, 17, 46, 14, 34
 STYLE = """

@@ -19,8 +19,9 @@ from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.structure import grow_on_load, taken_whole
 from pl_dendrites.core.targets import Predicate
 from pl_dendrites.fit import Fit
-from pl_dendrites.report import write_report
-from pl_dendrites.reporting.tables import summary_table
+from pl_dendrites.report import Report, write_report
+from pl_dendrites.reporting.notebook import Sizes
+from pl_dendrites.reporting.tables import summary
 from pl_dendrites.saved.copies import share_weights
 from pl_dendrites.saved.folder import weights_to_fit
 from pl_dendrites.saved.partial import refuse_lost
@@ -221,7 +222,11 @@ class DendriteCallback(pl.Callback):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A dict of plain values for every finished phase."""
+        """A dict of plain values for every finished phase; a notebook shows them as a table.
+
+        ``pandas.DataFrame(callback.history)`` has a row for each phase and a column for each key; the page on the
+        report tells what they are.
+        """
         return self._fit.history
 
     @property
@@ -257,9 +262,9 @@ class DendriteCallback(pl.Callback):
     def summary(self) -> str:
         """A table with a row per cycle: dendrites, parameters, epochs, best score, whether it was kept, and why.
 
-        It fits 100 columns: a reason that is long goes on in the next line.
+        It fits 100 columns: a reason that is long goes on in the next line. A notebook shows it as a table.
         """
-        return summary_table(self.history) if self._fit.began else _NO_FIT
+        return summary(self.history) if self._fit.began else _NO_FIT
 
     @property
     def frontier(self) -> list[dict[str, Any]]:
@@ -268,7 +273,7 @@ class DendriteCallback(pl.Callback):
         Each is better than those before it. A dict has its ``parameters``, its ``score``, and the ``cycle`` and
         ``dendrites`` that it had; of shared dendrites ``units``, too.
         """
-        return self._fit.frontier.records
+        return Sizes(self._fit.frontier.records)
 
     def take(self, model: nn.Module, *, parameters: int | None = None, score: float | None = None) -> dict[str, Any]:
         """Put one of the networks that the fit passed into a model, in place of the best one.
@@ -299,16 +304,22 @@ class DendriteCallback(pl.Callback):
             self.network.follow_mirrored()
         return record
 
-    def report(self, path: str | Path, controls: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    def report(
+        self, path: str | Path | None = None, controls: Mapping[str, Mapping[str, float]] | None = None
+    ) -> Report | None:
         """Write a page that tells what grew where and when, what it gained, what was rejected and why, and the cost.
 
         Args:
-            path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
+            path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it; ``None``:
+                nothing is written.
             controls: plain networks to compare with; errors too are as in :func:`~pl_dendrites.report.write_report`.
+
+        Returns:
+            The report, which a notebook shows; in processes other than the first ``None``.
         """
         if not self._fit.began:
             raise ValueError(f"there is nothing to report: no fit has begun. {_NO_FIT}")
-        write_report(path, [*self.history, *filter(None, [self._fit.running()])], controls)
+        return write_report(path, [*self.history, *filter(None, [self._fit.running()])], controls)
 
     # -- the fit begins and ends --------------------------------------------------------------------------------------
 

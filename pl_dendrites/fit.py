@@ -20,7 +20,7 @@ from pl_dendrites.forming import Forming
 from pl_dendrites.reporting.console import Console
 from pl_dendrites.reporting.display import Display
 from pl_dendrites.reporting.left_alone import LeftAlone
-from pl_dendrites.reporting.records import phase_begins, phase_record, why_none
+from pl_dendrites.reporting.records import History, phase_begins, phase_record, why_none
 from pl_dendrites.saved.best import BestModel
 from pl_dendrites.saved.fit_state import FitState, parameter_names_in
 from pl_dendrites.saved.folder import SHARDED_KEY
@@ -66,7 +66,7 @@ class Fit:
         self.machine = PhaseMachine(**settings.machine)
         self.best = BestModel(settings.dirpath, settings.best_on == "disk", save_straight)
         self.frontier = Frontier(self.best, settings.keep_sizes, settings.mode)
-        self.history: list[dict[str, Any]] = []
+        self.history = History()
         self._forming, self._shards = Forming(settings), shards
         self._score, self._loss = Score(settings.monitor), TrainingLoss()
         self._resumed: FitState | None = None  # a state that was loaded, until training starts
@@ -454,7 +454,7 @@ class Fit:
             self._correlation.load_state_dict(state.correlation)
         self.began = True
         self.machine.load_state_dict(state.machine)
-        self.history = [dict(record) for record in state.history]
+        self.history = History(dict(record) for record in state.history)
         self._score.load_state_dict(state.score)
         self._loss.load_state_dict(state.loss)
         self._seed, self._batches, self._counted = state.seed, state.batches, state.counted

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,50 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from pl_dendrites.core.checks import check
 from pl_dendrites.reporting.figures import can_draw
-from pl_dendrites.reporting.page import to_html, to_markdown
+from pl_dendrites.reporting.page import Block, in_frame, to_html, to_markdown
 from pl_dendrites.reporting.report import TITLE, Controls, Record, report_blocks
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.folder import is_folder_checkpoint
 from pl_dendrites.saved.loading import read_checkpoint
 
-__all__ = ["main", "read_history", "write_report"]
+__all__ = ["Report", "main", "read_history", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report, which a notebook shows.
+
+    Attributes:
+        path: the file that it was written to; ``None``: to none.
+        blocks: what it says.
+    """
+
+    path: Path | None
+    blocks: Sequence[Block]
+
+    def __str__(self) -> str:
+        return f"{TITLE}{'' if self.path is None else f': {self.path}'}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return in_frame(TITLE, self.blocks)
 
 
 @rank_zero_only
-def write_report(path: str | Path, history: Sequence[Record], controls: Controls | None = None) -> None:
-    """Write a report. Of several processes the first one writes.
+def write_report(path: str | Path | None, history: Sequence[Record], controls: Controls | None = None) -> Report:
+    """Write a report. Of several processes the first one writes, and the others get ``None``.
 
     Args:
-        path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it.
+        path: a ``.html`` file, complete in itself, or a ``.md`` file, which has its pictures beside it; ``None``:
+            nothing is written.
         history: records of phases, as in a callback's ``history``.
         controls: plain networks to compare with, by what they are to be called. Each is a dict with the best ``score``
             of the metric that decided, and ``parameters`` and ``epochs`` where known:
             ``{"24 hidden neurons": {"score": 0.31, "parameters": 1234, "epochs": 137}}``.
+
+    Returns:
+        The report. As the last value of a notebook's cell it is shown there.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -51,18 +77,21 @@ def write_report(path: str | Path, history: Sequence[Record], controls: Controls
         >>> from pl_dendrites.reporting.records import phase_record
         >>> history = [phase_record(PhaseMachine(), attach(nn.Linear(4, 2)), "training ended")]
         >>> with tempfile.TemporaryDirectory() as directory:
-        ...     write_report(f"{directory}/report.html", history)
-        ...     Path(f"{directory}/report.html").read_text(encoding="utf-8")[:15]
+        ...     report = write_report(f"{directory}/report.html", history)
+        ...     report.path.read_text(encoding="utf-8")[:15]
         '<!DOCTYPE html>'
     """
-    path = Path(path)
-    check("path", path.suffix in (".html", ".md"), "a file that ends in .html or .md", str(path))
+    path = None if path is None else Path(path)
+    ending = "" if path is None else path.suffix
+    check("path", path is None or ending in (".html", ".md"), "a file that ends in .html or .md", str(path))
     if not can_draw():
         raise ModuleNotFoundError("a report needs matplotlib, which draws: pip install matplotlib")
     blocks = report_blocks(history, controls)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = to_html(TITLE, blocks) if path.suffix == ".html" else to_markdown(TITLE, blocks, path)
-    path.write_text(text, encoding="utf-8")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = to_html(TITLE, blocks) if ending == ".html" else to_markdown(TITLE, blocks, path)
+        path.write_text(text, encoding="utf-8")
+    return Report(path, blocks)
 
 
 def read_history(path: str | Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 The blocks of a page run in its order and share their names. Before the first, a page has what its reader has: a
 ``model`` of a class ``MyModel``, a ``datamodule``, and ``best.ckpt``, a checkpoint of such a model that grew. A block
-that cannot run here begins with ``python no_run``.
+that cannot run here begins with ``python no_run``. Pages of notebooks are in test_gallery.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pl_dendrites import attach
 from tests.models import Classifier, loaders
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

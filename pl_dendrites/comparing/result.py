@@ -11,6 +11,8 @@ from pl_dendrites.comparing.figure import draw
 from pl_dendrites.comparing.folder import read_json, write_json
 from pl_dendrites.comparing.runs import Run, run_of
 from pl_dendrites.comparing.verdict import Mode, verdict
+from pl_dendrites.core.markup import in_notebook
+from pl_dendrites.reporting.notebook import comparison_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ __all__ = ["Comparison"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found; printed, it is a table.
+    """What :func:`compare` found; printed, or shown by a notebook, it is a table.
 
     Attributes:
         metric: name of the metric on test data.
@@ -44,6 +46,9 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """Every run as a dict of plain values, as for JSON."""
         return [asdict(run) for run in self.runs]
+
+    def _repr_html_(self) -> str:
+        return in_notebook(comparison_table(self.metric, self.rows()))
 
     @property
     def verdict(self) -> str:

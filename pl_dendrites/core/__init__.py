@@ -12,11 +12,12 @@
 - ``fuse`` makes a plain model of a grown one, for use elsewhere.
 - ``adapter`` takes dendrites alone out of a model, and puts them onto another.
 - ``candidate_state`` looks at what a state says of candidates, and ``claims`` at what any says of sizes.
-- ``phases`` decides when to grow, and ``cost`` knows what growth costs.
+- ``phases`` decides when to grow, ``cost`` knows what growth costs, and ``inventory`` what each layer has.
 
 Below are five rooms, each with a page of its own: ``growth`` (what hangs on a layer), ``fusing`` (a layer and its
 dendrites in plain PyTorch), ``rule`` (what candidates learn), ``fields`` (what shared dendrites see) and ``kinds`` (a
-kind of layer each). ``tensors``, ``activations``, ``keys`` and ``checks`` are leaves, which all may use.
+kind of layer each). ``tensors``, ``activations``, ``keys``, ``checks`` and ``markup`` (tables, printed and in
+notebooks) are leaves, which all may use.
 
 It imports torch and the standard library alone (``pretrained`` safetensors too, where there is such a file), and
 nothing from the rest of the package. Imports run one way: the files of this folder, then ``fusing``, then ``growth``,

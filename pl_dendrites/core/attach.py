@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from pl_dendrites.core.growth.block import check_form
-from pl_dendrites.core.growth.hooks import dendrites_of, take_off
-from pl_dendrites.core.network import DendriticNetwork, hosts
+from pl_dendrites.core.growth.hooks import dendrites_of, hosts, take_off
+from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.structure import apply_structure, stop_growing_on_load
 from pl_dendrites.core.targets import Predicate, Targets
 

@@ -15,26 +15,28 @@ from pl_dendrites.core.cost import set_parameters
 from pl_dendrites.core.growth.block import Form, check_form, inputs_kept
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.growth.freeze import Freeze
-from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of, hang, know_neurons, take_off
+from pl_dendrites.core.growth.hooks import dendrites_of, hang, hosts, know_neurons, take_off
 from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.growth.used_layers import UsedLayers
-from pl_dendrites.core.keys import plain_name
+from pl_dendrites.core.inventory import inventory_table
 from pl_dendrites.core.kinds import inputs_of
+from pl_dendrites.core.markup import in_notebook
 from pl_dendrites.core.mirrored import MirroredLayers
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors, parts_of_mirrors
 from pl_dendrites.core.rule.candidates import Candidates
-from pl_dendrites.core.rule.worth import Offer, choose_neurons, parameters_of_all, worth_of
+from pl_dendrites.core.rule.worth import Offer, choose_share, worth_of
 from pl_dendrites.core.structure import grow_on_load
 from pl_dendrites.core.targets import Predicate, Targets, select_targets
 
-__all__ = ["DendriticNetwork", "hosts"]
+__all__ = ["DendriticNetwork"]
 
 
 class DendriticNetwork:
     """A model and the dendrites of all its target layers.
 
     Made by :func:`~pl_dendrites.core.attach`. The model keeps its type, its attributes and its state_dict keys; each
-    target layer gets a submodule ``dendrites`` and a forward hook that adds their signal.
+    target layer gets a submodule ``dendrites`` and a forward hook that adds their signal. Printed, or shown by a
+    notebook, it is a table of the layers.
 
     Args:
         model: the model. Dendrites that it has already are taken over.
@@ -119,7 +121,7 @@ class DendriticNetwork:
                 no more inputs, and those whose dendrites cannot be sparse, get dense ones.
             share: below 1, :meth:`integrate` grows only the neurons to which a dendrite is worth most for its
                 parameters, of all layers, and takes so much of the parameters that dendrites on all would have. See
-                :func:`~pl_dendrites.core.rule.worth.choose_neurons`.
+                :func:`~pl_dendrites.core.rule.worth.choose_share`.
 
         Raises:
             ValueError: if one of them is not possible.
@@ -131,6 +133,13 @@ class DendriticNetwork:
         for name in self.targets:
             dendrites = dendrites_of(self._hosts[name])
             dendrites.next = Form(1, activation, live, inputs_kept(dendrites.kind.inputs, fan_in))
+
+    def __str__(self) -> str:
+        """A row for every layer that grows."""
+        return str(inventory_table(self.model, self.layers, self.units is not None))
+
+    def _repr_html_(self) -> str:
+        return in_notebook(inventory_table(self.model, self.layers, self.units is not None))
 
     @property
     def layers(self) -> dict[str, Dendrites]:
@@ -400,17 +409,14 @@ class DendriticNetwork:
             if name not in used:
                 why = "nothing of it reaches the loss" if self.layers[name].reached else "training does not call it"
                 self.skipped[name] = f"it never had an error: {why}"
-        chosen = self._choose(used) if self.share < 1 else dict.fromkeys(used)
+        some = self.share < 1
+        chosen = choose_share({name: self._offer(name) for name in used}, self.share) if some else dict.fromkeys(used)
         for name, neurons in chosen.items():
             layer = self._hosts[name]
             taken[name] = dendrites_of(layer).integrate(layer, neurons)
         self._mirrored.follow()
         self.discard()
         return taken
-
-    def _choose(self, names: Iterable[str]) -> Mapping[str, Tensor | None]:
-        offers = {name: self._offer(name) for name in names}
-        return choose_neurons(offers, self.share * parameters_of_all(offers))
 
     def _offer(self, name: str) -> Offer:
         dendrites, pool = self.layers[name], self.candidates[name]
@@ -490,8 +496,3 @@ class DendriticNetwork:
             raise ValueError(f"the saved candidates of '{name}' see others than its {there} inputs")
         if pool.fan_in is None:
             pool.keep_strongest(layer, inputs.shape[-1] if inputs.ndim else 0)
-
-
-def hosts(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a model that dendrites hang on, by their names."""
-    return {plain_name(name): layer for name, layer in attached_layers(model)}

@@ -16,13 +16,12 @@ from pl_dendrites.core.fields.find import Found, find_units
 from pl_dendrites.core.fields.gathered import Processes, as_one, deal, gather_samples, of_first
 from pl_dendrites.core.fields.sample import ErrorSample, on_one_scale
 from pl_dendrites.core.growth.error_watch import ErrorWatch
-from pl_dendrites.core.growth.hooks import hang, know_neurons
+from pl_dendrites.core.growth.hooks import hang, hosts, know_neurons
 from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.mirrors import find_mirrors, named_mirrors
 from pl_dendrites.core.moves import Moves
-from pl_dendrites.core.network import hosts
 from pl_dendrites.core.targets import why_not_around
 from pl_dendrites.core.unit_set import UnitSet
 from pl_dendrites.core.watching import WatchingNetwork

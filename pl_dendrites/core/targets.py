@@ -14,6 +14,7 @@ from pl_dendrites.core.cost import set_parameters
 from pl_dendrites.core.growth.dendrites import Dendrites
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import is_layer, kind_class, kind_of
+from pl_dendrites.core.markup import Name, Table, in_notebook
 
 __all__ = [
     "FROZEN",
@@ -35,7 +36,7 @@ _NOT_FROZEN = "it is trainable, and `targets` means the frozen layers"
 
 
 class Selection(NamedTuple):
-    """What :func:`select_targets` found; printed, it is a table.
+    """What :func:`select_targets` found; printed, or shown by a notebook, it is a table.
 
     Attributes:
         chosen: the target layers by name.
@@ -52,16 +53,23 @@ class Selection(NamedTuple):
 
     def __str__(self) -> str:
         """A row for every target layer, and a line for every layer that is left alone."""
-        rows = [("layer", "type", "neurons", "parameters per dendrite")]
+        alone = (f"'{name}' is left alone: {reason}" for name, reason in self.skipped.items())
+        return "\n".join([str(self._table()), *alone])
+
+    def _repr_html_(self) -> str:
+        alone = [(Name(name or "model"), reason) for name, reason in self.skipped.items()]
+        return in_notebook(self._table(), Table("Layers left alone", ("layer", "why"), alone, words=("why",)))
+
+    def _table(self) -> Table:
+        rows = []
         for name, layer in self.chosen.items():
             kind = kind_of(layer)
             # Each neuron has an output weight too; of a user's own module a forward pass tells how many there are.
             known = kind.neurons is not None
             cost = f"{set_parameters(kind, layer)}{'' if known else ' + neurons'}"
-            rows.append((name, type(layer).__name__, str(kind.neurons) if known else "?", cost))
-        a, b, c, d = (max(map(len, column)) for column in zip(*rows, strict=True))
-        lines = [f"{name:{a}}  {kind:{b}}  {neurons:>{c}}  {cost:>{d}}" for name, kind, neurons, cost in rows]
-        return "\n".join([*lines, *(f"'{name}' is left alone: {reason}" for name, reason in self.skipped.items())])
+            rows.append((Name(name or "model"), type(layer).__name__, str(kind.neurons) if known else "?", cost))
+        columns = ("layer", "type", "neurons", "parameters per dendrite")
+        return Table("Layers that grow", columns, rows, words=("type",))
 
 
 def select_targets(

@@ -13,21 +13,16 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from pl_dendrites.core.markup import Name, Table, Text, html_table, html_text
 from pl_dendrites.reporting.figures import DARK, LIGHT, Theme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Block", "Facts", "Heading", "Items", "Name", "Paragraph", "Picture", "Table", "to_html", "to_markdown"]
-
-
-class Name(str):
-    """What something is called in the user's code: shown in the letters of code."""
+__all__ = ["Block", "Facts", "Heading", "Items", "Paragraph", "Picture", "in_frame", "to_html", "to_markdown"]
 
 
 _LEAD = ' class="lead"'
-# A cell, or a sentence in parts.
-Text = str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -58,23 +53,6 @@ class Facts:
     """What is seen first: ``(what, value, remark)`` each."""
 
     facts: Sequence[tuple[str, str, str]]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, with a title of its own for those who do not see the heading above it.
-
-    Attributes:
-        title: what it shows.
-        columns: their titles; the first is that of the rows' titles.
-        rows: the cells.
-        words: columns of words; others are of numbers.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Text]]
-    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -110,41 +88,33 @@ def to_html(title: str, blocks: Iterable[Block]) -> str:
     return template.substitute(title=escape(title), body="\n".join(map(_html_block, blocks)))
 
 
+def in_frame(title: str, blocks: Iterable[Block]) -> str:
+    """The page as HTML for a notebook: a document of its own, in a frame that can be drawn longer.
+
+    Example:
+        >>> in_frame("A", [Paragraph("b")])[:47]
+        '<iframe title="A" srcdoc="&lt;!DOCTYPE html&gt;'
+    """
+    page = escape(to_html(title, blocks)).replace("\n", "&#10;")  # one line, that Markdown takes it as it is
+    style = "width: 100%; height: 40rem; border: 0; resize: vertical"
+    return f'<iframe title="{escape(title)}" srcdoc="{page}" style="{style}"></iframe>'
+
+
 def _html_block(block: Block) -> str:
     if isinstance(block, Heading):
         return f"<h2>{escape(block.text)}</h2>"
     if isinstance(block, Paragraph):
-        return f"<p{_LEAD if block.stands_out else ''}>{_html(block.text)}</p>"
+        return f"<p{_LEAD if block.stands_out else ''}>{html_text(block.text)}</p>"
     if isinstance(block, Items):
         tag = "ol" if block.ordered else "ul"
-        return f"<{tag}>\n" + "\n".join(f"<li>{_html(item)}</li>" for item in block.items) + f"\n</{tag}>"
+        return f"<{tag}>\n" + "\n".join(f"<li>{html_text(item)}</li>" for item in block.items) + f"\n</{tag}>"
     if isinstance(block, Facts):
         facts = (
             f"<div><dt>{escape(what)}</dt><dd><strong>{escape(value)}</strong> {escape(remark)}</dd></div>"
             for what, value, remark in block.facts
         )
         return '<dl class="facts">\n' + "\n".join(facts) + "\n</dl>"
-    return _html_table(block) if isinstance(block, Table) else _html_picture(block)
-
-
-def _html_table(table: Table) -> str:
-    def cell(start: str, text: Text, column: str) -> str:
-        kind = ' class="words"' if column in table.words or column == table.columns[0] else ""
-        return f"<{start}{kind}>{_html(text)}</{start[:2]}>"
-
-    head = "".join(cell('th scope="col"', column, column) for column in table.columns)
-    rows = (
-        "<tr>"
-        + cell('th scope="row"', row[0], table.columns[0])
-        + "".join(cell("td", text, column) for text, column in zip(row[1:], table.columns[1:], strict=True))
-        + "</tr>"
-        for row in table.rows
-    )
-    title = escape(table.title)
-    return (
-        f'<div class="wide" role="region" aria-label="{title}" tabindex="0">\n<table>\n<caption>{title}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>\n</div>"
-    )
+    return html_table(block) if isinstance(block, Table) else _html_picture(block)
 
 
 def _html_picture(picture: Picture) -> str:
@@ -158,16 +128,14 @@ def _html_picture(picture: Picture) -> str:
     )
 
 
-def _html(text: Text) -> str:
-    parts = [text] if isinstance(text, str) else text
-    return "".join(f"<code>{escape(part)}</code>" if isinstance(part, Name) else escape(part) for part in parts)
-
-
 def _drawn(figure: Figure, kind: str) -> bytes:
+    import matplotlib
+
     file = BytesIO()
-    # Without a date, the same run gives the same picture.
+    # Without a date, and with names of its parts that are not drawn by lot, the same run gives the same picture.
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-    figure.savefig(file, format=kind, metadata=metadata)
+    with matplotlib.rc_context({"svg.hashsalt": kind}):
+        figure.savefig(file, format=kind, metadata=metadata)
     return file.getvalue()
 
 

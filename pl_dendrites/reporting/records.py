@@ -10,17 +10,36 @@ from torch import Tensor
 from pl_dendrites.core.cost import (
     correlation_step_cost,
     inference_cost,
-    next_parameters,
     parameter_count,
     pool_weights,
     product_weights,
 )
 from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.inventory import inventory
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.network import DendriticNetwork
 from pl_dendrites.core.phases import PhaseMachine
+from pl_dendrites.reporting.notebook import Records
 
-__all__ = ["by_reason", "correlation_figures", "phase_record", "why_none"]
+__all__ = ["History", "by_reason", "correlation_figures", "phase_record", "why_none"]
+
+
+class History(Records):
+    """Records of finished phases, in the order of time; a notebook shows what differs from phase to phase."""
+
+    title = "Phases"
+    columns = (
+        "cycle",
+        "phase",
+        "dendrites",
+        "units",
+        "parameters",
+        "epochs",
+        "score",
+        "best_score",
+        "accepted",
+        "reason",
+    )
 
 
 def by_reason(skipped: Mapping[str, str]) -> dict[str, list[str]]:
@@ -97,25 +116,11 @@ def phase_record(machine: PhaseMachine, network: DendriticNetwork, reason: str) 
         "accepted": machine.accepted if base else None,
         "correlation": correlation_figures(correlations),
         "candidates": max((value.shape[0] for value in correlations.values()), default=0),
-        "layers": _layers(network),
+        "layers": inventory(network.model, network.layers, network.units is not None),
         **({} if network.units is None else {"units": network.units}),
         **_costs(machine, network),
         "skipped": dict(network.skipped),
         "reason": reason,
-    }
-
-
-def _layers(network: DendriticNetwork) -> dict[str, dict[str, Any]]:
-    modules = {plain_name(name): module for name, module in network.model.named_modules()}
-    return {
-        name: {
-            "type": type(modules[name]).__name__,
-            "neurons": dendrites.kind.neurons,
-            "dendrites": dendrites.size,
-            "parameters": parameter_count(dendrites),
-            **({"next": next_parameters(dendrites, modules[name])} if network.units is None else {}),
-        }
-        for name, dendrites in network.layers.items()
     }
 
 

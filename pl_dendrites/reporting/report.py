@@ -7,8 +7,9 @@ from typing import Any
 
 from pl_dendrites.core.checks import check, check_at_least
 from pl_dendrites.core.cost import base_step_cost, correlation_step_cost, inference_cost
+from pl_dendrites.core.markup import Name, Table
 from pl_dendrites.reporting.figures import draw_correlations, draw_growth
-from pl_dendrites.reporting.page import Block, Facts, Heading, Items, Name, Paragraph, Picture, Table
+from pl_dendrites.reporting.page import Block, Facts, Heading, Items, Paragraph, Picture
 from pl_dendrites.reporting.records import by_reason
 from pl_dendrites.reporting.sizes import best_of_each_size, draw_sizes
 

@@ -7,10 +7,23 @@ from itertools import zip_longest
 from textwrap import wrap
 from typing import Any
 
-__all__ = ["decisions_markdown", "summary_table"]
+from pl_dendrites.core.markup import Table
+from pl_dendrites.reporting.notebook import Printed
+
+__all__ = ["decisions_markdown", "summary", "summary_table"]
 
 _WIDTH, _NARROWEST, _GAP = 100, 24, "  "
 _LEFT = (5, 6)  # columns of text: accepted, why
+
+
+def summary(history: Sequence[Mapping[str, Any]]) -> Printed:
+    """A row per cycle: text, and in a notebook a table.
+
+    Args:
+        history: records of finished phases.
+    """
+    words = [column for i, column in enumerate(_columns(history)) if i in _LEFT]
+    return Printed(summary_table(history), Table("Cycles", _columns(history), _cycles(history), words))
 
 
 def summary_table(history: Sequence[Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ FILES = {
 }
 
 # Each floor may import those below it. Rooms on one floor know nothing of each other; within a room there is no circle.
-LEAVES = tuple(f"pl_dendrites.core.{name}" for name in ("activations", "checks", "keys", "tensors"))
+LEAVES = tuple(f"pl_dendrites.core.{name}" for name in ("activations", "checks", "keys", "markup", "tensors"))
 FLOORS = (
     LEAVES,
     ("pl_dendrites.core.kinds",),

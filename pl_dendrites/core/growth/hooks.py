@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.kinds import Inputs
 from pl_dendrites.core.rule.transforms import trained_levels
 from pl_dendrites.core.tensors import is_transformed
@@ -18,6 +19,7 @@ __all__ = [
     "attached_layers",
     "dendrites_of",
     "hang",
+    "hosts",
     "is_hook",
     "know_neurons",
     "remove_hook",
@@ -147,3 +149,8 @@ def remove_hook(hooks: dict[int, Any], function: Callable[..., Any], *companions
     for key in [key for key, entry in hooks.items() if is_hook(entry, function)]:
         for table in (hooks, *companions):
             table.pop(key, None)
+
+
+def hosts(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model that dendrites hang on, by their names."""
+    return {plain_name(name): layer for name, layer in attached_layers(model)}

@@ -11,7 +11,7 @@ from torch import Tensor
 from pl_dendrites.core.rule.correlation import pearson
 from pl_dendrites.core.rule.moments import Moments
 
-__all__ = ["Offer", "choose_neurons", "parameters_of_all", "worth_of"]
+__all__ = ["Offer", "choose_neurons", "choose_share", "worth_of"]
 
 
 class Offer(NamedTuple):
@@ -90,13 +90,14 @@ def choose_neurons(offers: Mapping[str, Offer], budget: float) -> dict[str, Tens
     return {name: torch.tensor(sorted(neurons), device="cpu") for name, neurons in chosen.items()}
 
 
-def parameters_of_all(offers: Mapping[str, Offer]) -> float:
-    """Parameters that a dendrite on every neuron would have.
+def choose_share(offers: Mapping[str, Offer], share: float) -> dict[str, Tensor]:
+    """The same within a share of the parameters that a dendrite on every neuron would have.
 
     Args:
         offers: by layer name.
+        share: above 0 and at most 1.
     """
-    return sum(offer.parameters * len(offer.worth) for offer in offers.values())
+    return choose_neurons(offers, share * sum(offer.parameters * len(offer.worth) for offer in offers.values()))
 
 
 class _Unit(NamedTuple):
