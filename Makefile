@@ -41,7 +41,7 @@ help:
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
 	@echo "make test-routes  run the tests with other formats and eight bits, whose tools it installs into $(ROUTES)"
 	@echo "make lint         check style and types"
-	@echo "make docs         write the documentation as a site into site/"
+	@echo "make docs         write the documentation as a site into site/, and look through it"
 	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
 
@@ -85,7 +85,8 @@ lint: $(TEST_STAMP)
 	$(RUN) -m mypy
 
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	rm -rf site
+	SITE=site $(RUN) -m pytest tests/test_site.py -m long
 
 clean:
 	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -31,7 +31,7 @@ _STAGES: dict[str, Stages] = {"pruned": pruned, "sparse": sparse}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found; printed, it is a table.
+    """What :func:`pl_dendrites.compare` found; printed, it is a table.
 
     Attributes:
         metric: name of the metric on test data.

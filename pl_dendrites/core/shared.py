@@ -76,7 +76,7 @@ class SharedNetwork(DendriticNetwork):
     Args:
         model: the model.
         around: see :func:`attach_shared`.
-        mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
+        mirrors: see :class:`~pl_dendrites.DendriticNetwork`.
         processes: all of them; ``None``: this one is alone.
 
     Attributes:
@@ -208,18 +208,18 @@ class SharedNetwork(DendriticNetwork):
         self.layers[name].set_watch(ErrorWatch(share, self._seed + rank * _APART, parts))
 
     def scale_loss(self, scale: Tensor | None) -> None:
-        """See :meth:`DendriticNetwork.scale_loss`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.scale_loss`."""
         for watch in self._watches.values():
             watch.loss_scale = scale
 
     def watch(self, parameters: Iterable[nn.Parameter] | None) -> None:
-        """See :meth:`DendriticNetwork.watch`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.watch`."""
         trained = None if parameters is None else {id(parameter) for parameter in parameters}
         for name, watch in self._watches.items():
             watch.watching = trained is None or any(id(p) in trained for p in self._hosts[name].parameters())
 
     def listen(self, listening: bool, frozen: bool | None = None) -> None:
-        """See :meth:`DendriticNetwork.listen`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.listen`."""
         for watch in self._watches.values():
             watch.listening = listening
         super().listen(listening, frozen)
@@ -342,7 +342,7 @@ class SharedNetwork(DendriticNetwork):
         Where any of these gradients is not finite, nothing moves.
 
         Args:
-            share: of each field, at least one input; see :func:`~pl_dendrites.core.fields.rewire.turnover`.
+            share: of each field, at least one input; see ``turnover``.
             optimizers: what they remember of entries that are others now starts anew.
 
         Example:
