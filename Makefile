@@ -35,7 +35,7 @@ help:
 	@echo "make test-slow    run the slow tests only"
 	@echo "make test-faults  kill training 50 times and resume it"
 	@echo "make test-gpu     run the tests that need a GPU"
-	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
+	@echo "make test-browser look at TensorBoard's pages and the documentation's in chromium (which has to be there, with its chromedriver)"
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
@@ -63,8 +63,8 @@ test-faults: $(TEST_STAMP)
 test-gpu: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_gpu.py -rs
 
-test-browser: $(BROWSER_STAMP)
-	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs
+test-browser: $(BROWSER_STAMP) $(DOCS_STAMP)
+	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py tests/test_site.py -m slow -rs
 
 test-third-party: $(THIRD_PARTY_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party/test_optimizers.py -m slow -rs
@@ -86,7 +86,7 @@ lint: $(TEST_STAMP)
 
 docs: $(DOCS_STAMP)
 	rm -rf site
-	SITE=site $(RUN) -m pytest tests/test_site.py -m long
+	SITE=site $(RUN) -m pytest tests/test_site.py -m "long and not slow"
 
 clean:
 	rm -rf $(VENV) $(BYOL_VENV) $(LOADERS) $(ROUTES) build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -113,3 +117,48 @@ def test_no_page_needs_the_network(site: Site) -> None:
 def test_a_page_that_is_not_there_says_where_to_go(site: Site) -> None:
     links = site.pages[site.folder / "404.html"].links
     assert {"/index.html", "/search.html"} <= set(links)
+
+
+# What a page hides at its right edge: of tables and code, or, where the window is small, of the whole page.
+HIDDEN = """
+const cut = [...document.querySelectorAll("article table, article pre")].filter((part) => {
+  const box = part.tagName === "PRE" ? part : part.parentElement;
+  return box.scrollWidth > box.clientWidth + 1;
+});
+const page = document.documentElement;
+return {
+  cut: cut.map((part) => part.innerText.slice(0, 60)),
+  wide: page.scrollWidth > page.clientWidth + 1,
+  formulas: document.querySelectorAll(".math").length,
+  drawn: document.querySelectorAll("mjx-container").length,
+};
+"""
+
+
+@pytest.mark.slow
+def test_a_browser_shows_all_of_each_page(site: Site) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("there is no chromium with its chromedriver")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    service = webdriver.chrome.service.Service(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as browser:
+        for width, path in itertools.product((1400, 400), site.pages):
+            browser.set_window_size(width, 1200)
+            browser.get(path.as_uri())
+            found = wait_until_drawn(browser)
+            assert not found["wide"], (path.name, width)
+            assert found["drawn"] == found["formulas"], path.name
+            assert width < 1000 or not found["cut"], (path.name, found["cut"])
+
+
+def wait_until_drawn(browser: Any) -> dict[str, Any]:
+    """What a page hides, as soon as all of its formulas are drawn, or after ten seconds."""
+    for _ in range(50):
+        found = browser.execute_script(HIDDEN)
+        if found["drawn"] == found["formulas"]:
+            break
+        time.sleep(0.2)
+    return found
