@@ -94,6 +94,7 @@ def test_every_block_in_the_order_of_the_page(page: Path, checkpoint: Path, monk
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_a_script_runs_when_it_is_pasted_into_a_file() -> None:
     scripts = [code for page in PAGES for _, kind, code in blocks(page) if kind == "script"]
     assert scripts
