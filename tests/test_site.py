@@ -119,8 +119,9 @@ def test_a_page_that_is_not_there_says_where_to_go(site: Site) -> None:
     assert {"/index.html", "/search.html"} <= set(links)
 
 
-# What a page hides at its right edge: of tables and code, or, where the window is small, of the whole page.
-HIDDEN = """
+# What a dark page hides at its right edge, of tables and code or of the whole page, and what it shows on white.
+SEEN = """
+document.documentElement.dataset.theme = "dark";
 const cut = [...document.querySelectorAll("article table, article pre")].filter((part) => {
   const box = part.tagName === "PRE" ? part : part.parentElement;
   return box.scrollWidth > box.clientWidth + 1;
@@ -128,6 +129,9 @@ const cut = [...document.querySelectorAll("article table, article pre")].filter(
 const page = document.documentElement;
 return {
   cut: cut.map((part) => part.innerText.slice(0, 60)),
+  white: [...document.querySelectorAll("article img")]
+    .filter((picture) => getComputedStyle(picture).backgroundColor !== "rgba(0, 0, 0, 0)")
+    .map((picture) => picture.src),
   wide: page.scrollWidth > page.clientWidth + 1,
   formulas: document.querySelectorAll(".math").length,
   drawn: document.querySelectorAll("mjx-container").length,
@@ -150,14 +154,15 @@ def test_a_browser_shows_all_of_each_page(site: Site) -> None:
             browser.get(path.as_uri())
             found = wait_until_drawn(browser)
             assert not found["wide"], (path.name, width)
+            assert not found["white"], path.name
             assert found["drawn"] == found["formulas"], path.name
             assert width < 1000 or not found["cut"], (path.name, found["cut"])
 
 
 def wait_until_drawn(browser: Any) -> dict[str, Any]:
-    """What a page hides, as soon as all of its formulas are drawn, or after ten seconds."""
+    """What is seen of a page, as soon as all of its formulas are drawn, or after ten seconds."""
     for _ in range(50):
-        found = browser.execute_script(HIDDEN)
+        found = browser.execute_script(SEEN)
         if found["drawn"] == found["formulas"]:
             break
         time.sleep(0.2)
