@@ -55,7 +55,7 @@ help:
 	@echo "make test-slow    run the slow tests only"
 	@echo "make test-faults  kill training 50 times and resume it"
 	@echo "make test-gpu     run the tests that need a GPU"
-	@echo "make test-browser look at TensorBoard's pages in chromium (which has to be there, with its chromedriver)"
+	@echo "make test-browser look at TensorBoard's pages and the documentation's in chromium (which has to be there, with its chromedriver)"
 	@echo "make test-third-party  run the tests with optimizers of other packages, which it installs"
 	@echo "make test-byol    run the tests with BYOL of lightly, which it installs into $(BYOL_VENV)"
 	@echo "make test-loaders  run the tests with loaders and layers of other libraries, which it installs into $(LOADERS)"
@@ -66,7 +66,7 @@ help:
 	@echo "make test-versions  run all tests with these, and with each of PYTHONS='$(PYTHONS)'"
 	@echo "make test-dist    build what would be released into dist/, install it into an empty environment, and try it"
 	@echo "make lint         check style and types"
-	@echo "make docs         write the documentation as a site into site/"
+	@echo "make docs         write the documentation as a site into site/, and look through it"
 	@echo "make notebooks    run the notebooks of the documentation anew and store what they show"
 	@echo "make clean        remove the environment and all caches"
 	@echo "Everything is installed into $(VENV), made with PYTHON=$(PYTHON)."
@@ -89,8 +89,8 @@ test-faults: $(TEST_STAMP)
 test-gpu: $(TEST_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_gpu.py -rs
 
-test-browser: $(BROWSER_STAMP)
-	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py -m slow -rs --timeout 1800
+test-browser: $(BROWSER_STAMP) $(DOCS_STAMP)
+	OMP_NUM_THREADS=1 SCREENSHOTS=screenshots $(RUN) -m pytest tests/test_browser.py tests/test_site.py -m slow -rs --timeout 1800
 
 test-third-party: $(THIRD_PARTY_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/third_party/test_optimizers.py -m slow -rs --timeout 1800
@@ -131,7 +131,8 @@ lint: $(TEST_STAMP)
 	$(RUN) -m mypy
 
 docs: $(DOCS_STAMP)
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	rm -rf site
+	SITE=site $(RUN) -m pytest tests/test_site.py -m "long and not slow"
 
 notebooks: $(NOTEBOOKS_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) docs/notebooks.py

@@ -2,13 +2,16 @@
 
 The blocks of a page run in its order and share their names. Before the first, a page has what its reader has: a
 ``model`` of a class ``MyModel``, a ``datamodule``, and ``best.ckpt``, a checkpoint of such a model that grew. A block
-that cannot run here begins with ``python no_run``. Pages of notebooks are in test_gallery.py.
+that cannot run here begins with ``python no_run``. One that is a whole script begins with ``python script``. Pages of
+notebooks are in test_gallery.py.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,10 +88,22 @@ def test_every_block_in_the_order_of_the_page(page: Path, checkpoint: Path, monk
     with seeded(0):
         names: dict[str, Any] = {"model": MyModel(), "datamodule": Data(), "MyModel": MyModel}
         for line, kind, code in blocks(page):
-            assert kind in ("", "no_run"), f"{page.name}:{line}: unknown kind of block {kind!r}"
+            assert kind in ("", "no_run", "script"), f"{page.name}:{line}: unknown kind of block {kind!r}"
             if not kind:
                 # The lines before keep their number, so that an error says where it is.
                 exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_script_runs_when_it_is_pasted_into_a_file() -> None:
+    scripts = [code for page in PAGES for _, kind, code in blocks(page) if kind == "script"]
+    assert scripts
+    for code in scripts:
+        Path("first.py").write_text(code, encoding="utf-8")
+        run = subprocess.run([sys.executable, "first.py"], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert re.search(r"^ +1 .* yes ", run.stdout, re.MULTILINE), "the first set did not help"
 
 
 def test_the_readme_grows_and_loads() -> None:
@@ -102,7 +117,7 @@ def test_blocks_that_do_not_run_are_rare() -> None:
 
 
 def test_the_reference_has_every_public_name() -> None:
-    shown = re.findall(r"^::: pl_dendrites\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    shown = re.findall(r"^\.\. auto\w+:: pl_dendrites\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert sorted(shown) == sorted(pl_dendrites.__all__)
 
 

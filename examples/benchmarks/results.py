@@ -142,9 +142,11 @@ class Table:
 
     def draw(self, path: Path) -> None:
         """The results over the parameters, with the frontier: plain networks that no smaller one beats."""
+        from matplotlib import style
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullLocator
 
+        style.use(Path(__file__).parent / "pictures.mplstyle")
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot(xscale="log", xlabel="parameters", ylabel=UNITS[self.task.metric], title=self.name)
         plain = sorted((row for row in self.rows if row["kind"] == "restarted"), key=lambda row: row["parameters"])

@@ -94,10 +94,10 @@ def load_dendrites(
     Args:
         model: a plain or an attached model, of the kind that the state_dict was taken from.
         state_dict: all of it, perhaps from a file.
-        mirrors: as of :func:`~pl_dendrites.core.attach.attach`.
+        mirrors: as of :func:`~pl_dendrites.attach`.
 
     Returns:
-        The network, as :func:`~pl_dendrites.core.attach.restore_structure` returns it.
+        The network, as :func:`~pl_dendrites.restore_structure` returns it.
 
     Raises:
         ValueError: if the state_dict is a part alone, or does not fit the model; names what differs. Or if the model is

@@ -30,11 +30,11 @@ def attach(
 
     Args:
         model: any module.
-        targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`, which also shows what
+        targets: the layers that grow, see :func:`~pl_dendrites.select_targets`, which also shows what
             would grow without changing anything; ``None``: every Linear, convolution and recurrent layer that is not
             frozen; ``"frozen"``: every one that is.
         exclude: taken out of ``targets``.
-        activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
+        activation: a name in ``ACTIVATIONS``.
         live: whether dendrites go on learning with the network, by gradient, once they are part of it.
         fan_in: inputs that each dendrite keeps: a number, or a share of those of its layer; ``None``: all. See
             :meth:`DendriticNetwork.keep_strongest`.
@@ -102,7 +102,7 @@ def restore_structure(
 
     Returns:
         The network, or ``None`` if neither the state_dict nor the model knows of private dendrites. Shared ones are for
-        :func:`~pl_dendrites.core.shared.attach_shared` to take over.
+        :func:`~pl_dendrites.core.attach_shared` to take over.
 
     Raises:
         ValueError: if they do not fit the model; names the layers that differ. The model is then left as it was.

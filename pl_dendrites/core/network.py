@@ -34,16 +34,16 @@ __all__ = ["DendriticNetwork"]
 class DendriticNetwork:
     """A model and the dendrites of all its target layers.
 
-    Made by :func:`~pl_dendrites.core.attach`. The model keeps its type, its attributes and its state_dict keys; each
+    Made by :func:`~pl_dendrites.attach`. The model keeps its type, its attributes and its state_dict keys; each
     target layer gets a submodule ``dendrites`` and a forward hook that adds their signal. Printed, or shown by a
     notebook, it is a table of the layers.
 
     Args:
         model: the model. Dendrites that it has already are taken over.
-        targets: the layers that grow, see :func:`~pl_dendrites.core.targets.select_targets`.
+        targets: the layers that grow, see :func:`~pl_dendrites.select_targets`.
         exclude: taken out of ``targets``.
         mirrors: name of each module that mirrors another, and of that; ``None``: those that
-            :func:`~pl_dendrites.core.mirrors.find_mirrors` finds.
+            ``find_mirrors`` finds.
 
     Attributes:
         model: the model.
@@ -106,7 +106,7 @@ class DendriticNetwork:
         grow_on_load(self.model)
 
     def follow_mirrored(self) -> None:
-        """Let mirrors have what they mirror has, after a load: see :meth:`MirroredLayers.follow`."""
+        """Let mirrors have what they mirror has, after a load: see ``MirroredLayers.follow``."""
         self._mirrored.follow()
 
     def set_next(
@@ -115,13 +115,13 @@ class DendriticNetwork:
         """Say what dendrites to come are like. Those that are there stay as they are.
 
         Args:
-            activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
+            activation: a name in ``ACTIVATIONS``.
             live: whether they go on learning with the network, by gradient, once they are part of it.
             fan_in: inputs that each keeps: a number, or a share of those of its layer; ``None``: all. Layers that have
                 no more inputs, and those whose dendrites cannot be sparse, get dense ones.
             share: below 1, :meth:`integrate` grows only the neurons to which a dendrite is worth most for its
                 parameters, of all layers, and takes so much of the parameters that dendrites on all would have. See
-                :func:`~pl_dendrites.core.rule.worth.choose_share`.
+                ``choose_share``.
 
         Raises:
             ValueError: if one of them is not possible.

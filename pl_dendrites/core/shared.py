@@ -76,7 +76,7 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
     Args:
         model: the model.
         around: see :func:`attach_shared`.
-        mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
+        mirrors: see :class:`~pl_dendrites.DendriticNetwork`.
         processes: all of them; ``None``: this one is alone.
 
     Attributes:
@@ -328,7 +328,7 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
         Where any of these gradients is not finite, nothing moves.
 
         Args:
-            share: of each field, at least one input; see :func:`~pl_dendrites.core.fields.rewire.turnover`.
+            share: of each field, at least one input; see ``turnover``.
             optimizers: what they remember of entries that are others now starts anew.
 
         Example:

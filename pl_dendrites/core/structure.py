@@ -59,7 +59,7 @@ def grow_on_load(model: nn.Module) -> bool:
     """Let ``model.load_state_dict`` first give the model the dendrites that it loads. Twice is the same as once.
 
     With ``strict=False`` a layer that the state_dict says nothing of the dendrites of keeps them; see
-    :func:`taken_whole`.
+    ``taken_whole``.
 
     Args:
         model: any module.
@@ -134,7 +134,7 @@ def _loads_strictly() -> bool:
 
 
 def apply_structure(model: nn.Module, state_dict: Mapping[str, Any], prefix: str = "", *, whole: bool = True) -> None:
-    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.core.attach.restore_structure`.
+    """Give a model the dendrites that a state_dict holds, see :func:`~pl_dendrites.restore_structure`.
 
     Arguments are those of :func:`read_structure`.
     """

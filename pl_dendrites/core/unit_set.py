@@ -17,10 +17,10 @@ class UnitSet:
 
     Attributes:
         units: how many; ``None``: what :meth:`SharedNetwork.set_next
-            <pl_dendrites.core.shared.SharedNetwork.set_next>` says of parameters.
+            <pl_dendrites.core.SharedNetwork.set_next>` says of parameters.
         field: inputs that each sees, a number or a share; all, where there are no more.
         feeds: outputs that each feeds, those that it would take most from; ``None``, or where there are no more: all.
-        activation: a name in :data:`~pl_dendrites.core.activations.ACTIVATIONS`.
+        activation: a name in ``ACTIVATIONS``.
         live: whether they go on learning with the network, by gradient; if not, their output weights alone do.
 
     Raises:

@@ -33,7 +33,7 @@ _ROUNDS, _SECONDS = 200, 2.0
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export_fused` wrote.
+    """What :func:`pl_dendrites.export_fused` wrote.
 
     Attributes:
         path: the file.

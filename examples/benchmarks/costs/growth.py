@@ -107,9 +107,11 @@ def cascade_share(repeats: int, dendrites: int = 5) -> float:
 
 
 def picture(found: Sequence[Series], path: Path) -> None:
+    from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    style.use(Path(__file__).parents[1] / "pictures.mplstyle")
     kinds = list(dict.fromkeys(one.over for one in found))
     figure = Figure(figsize=(3.2 * len(kinds), 3.2), layout="constrained")
     FigureCanvasSVG(figure)

@@ -89,9 +89,11 @@ def once(times: dict[str, float]) -> str:
 
 def picture(rows: Sequence[Row], path: Path) -> None:
     """Times plain over dendrites, each step with its limit as a dashed line."""
+    from matplotlib import style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    style.use(Path(__file__).parents[1] / "pictures.mplstyle")
     networks = list(dict.fromkeys(row.network for row in rows))
     figure = Figure(figsize=(3.2 * len(networks), 3.2), layout="constrained")
     FigureCanvasSVG(figure)
