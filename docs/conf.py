@@ -20,8 +20,8 @@ extensions = [
 nitpicky = True
 nitpick_ignore = [("py:exc", "MisconfigurationException")]
 nitpick_ignore_regex = [
-    (".*", r"(collections|contextlib|lightning|pathlib|pl|torch)\..*"),
-    (".*", r"pl_dendrites\.(core\.(fields|growth|rule|targets)|saved)\..*"),
+    (".*", r"(collections|contextlib|lightning|pathlib|pl|torch)\..*|Figure"),
+    (".*", r"pl_dendrites\.(core\.(fields|growth|markup|rule|targets)|reporting|saved)\..*"),
 ]
 
 myst_enable_extensions = ["dollarmath"]

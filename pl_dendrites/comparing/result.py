@@ -22,7 +22,7 @@ __all__ = ["Comparison"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found; printed, or shown by a notebook, it is a table.
+    """What :func:`pl_dendrites.compare` found; printed, or shown by a notebook, it is a table.
 
     Attributes:
         metric: name of the metric on test data.
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """For each network with dendrites a sentence: its error beside others', and whether the seeds allow a verdict.
+        """A sentence for each network with dendrites, its error beside others', and whether the seeds allow a verdict.
 
         The others are the plain network that was trained as long, and the best of those that are as large. Errors, the
         result or one less the result, are compared seed by seed; a difference counts if the 95 % interval of their

@@ -42,9 +42,9 @@ class PlacedNetwork(WatchingNetwork[SlopeWatch]):
 
     Args:
         model: the model. Dendrites that it has already are taken over.
-        targets: the layers that may get dendrites, see :func:`~pl_dendrites.core.select_targets`.
+        targets: the layers that may get dendrites, see :func:`~pl_dendrites.select_targets`.
         exclude: taken out of ``targets``.
-        mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
+        mirrors: see :class:`~pl_dendrites.DendriticNetwork`.
         processes: all of them; ``None``: this one is alone.
 
     Raises:
@@ -122,11 +122,11 @@ class PlacedNetwork(WatchingNetwork[SlopeWatch]):
         return sum(entry.numel() for entry in entries if entry.is_floating_point() and entry.ndim > 1)
 
     def looks_for(self, pool: int) -> str:
-        """See :meth:`DendriticNetwork.looks_for`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.looks_for`."""
         return "it is looked where the loss falls most steeply"
 
     def has(self) -> str:
-        """See :meth:`DendriticNetwork.has`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.has`."""
         there = {name: sum(len(part) for part in parts) for name, d in self.layers.items() if (parts := _neurons(d))}
         return f"{sum(there.values()):,} dendrites on {len(there)} of {len(self.targets)} layers"
 
@@ -144,7 +144,7 @@ class PlacedNetwork(WatchingNetwork[SlopeWatch]):
         self._batches, self._of_epoch, self._whole = 0, 0, False
 
     def listen(self, listening: bool, frozen: bool | None = None) -> None:
-        """See :meth:`DendriticNetwork.listen`. After enough batches, neurons are chosen whose inputs are looked at."""
+        """See :meth:`pl_dendrites.DendriticNetwork.listen`. After enough batches some neurons are looked at closely."""
         super().listen(listening, frozen)
         over = self._listening and not listening
         self._batches, self._of_epoch, self._listening = self._batches + over, self._of_epoch + over, listening

@@ -71,7 +71,7 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
     of the network. While units learn live, :meth:`look` and :meth:`rewire` move their fields.
 
     Several processes, each with its part of every batch, find the same set in the samples of all, and move its fields
-    alike. All must call :meth:`layers_with_error`, :meth:`integrate` and :meth:`rewire` then.
+    alike. All must call ``layers_with_error``, :meth:`integrate` and :meth:`rewire` then.
 
     Args:
         model: the model.
@@ -156,11 +156,11 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
         return sum(block.form.units for _, block in self.blocks)
 
     def looks_for(self, pool: int) -> str:
-        """See :meth:`DendriticNetwork.looks_for`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.looks_for`."""
         return "samples of errors are taken"
 
     def has(self) -> str:
-        """See :meth:`DendriticNetwork.has`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.has`."""
         return f"shared dendrites {self.units}, parameters {parameter_count(self.model)}"
 
     @property

@@ -23,7 +23,7 @@ class WatchingNetwork(DendriticNetwork, Generic[WatchT]):
     """A network whose next set is found in what watches on its layers saw.
 
     Args:
-        model: see :class:`~pl_dendrites.core.DendriticNetwork`.
+        model: see :class:`~pl_dendrites.DendriticNetwork`.
         targets: see there.
         exclude: see there.
         mirrors: see there.
@@ -53,18 +53,18 @@ class WatchingNetwork(DendriticNetwork, Generic[WatchT]):
         return weight_of(next(iter(self._hosts.values()))).device
 
     def scale_loss(self, scale: Tensor | None) -> None:
-        """See :meth:`DendriticNetwork.scale_loss`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.scale_loss`."""
         for watch in self._watches.values():
             watch.loss_scale = scale
 
     def watch(self, parameters: Iterable[nn.Parameter] | None) -> None:
-        """See :meth:`DendriticNetwork.watch`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.watch`."""
         trained = None if parameters is None else {id(parameter) for parameter in parameters}
         for name, watch in self._watches.items():
             watch.watching = trained is None or any(id(p) in trained for p in self._hosts[name].parameters())
 
     def listen(self, listening: bool, frozen: bool | None = None) -> None:
-        """See :meth:`DendriticNetwork.listen`."""
+        """See :meth:`pl_dendrites.DendriticNetwork.listen`."""
         for watch in self._watches.values():
             watch.listening = listening
         super().listen(listening, frozen)
