@@ -58,7 +58,7 @@ def test_all_dendrites_learn_in_a_checkpoint_that_lets_gradients_through(
 ) -> None:
     gradients = Gradients()
     targets = {} if "around" in settings else {"targets": ["block"]}
-    train(Checkpointed(**WAYS[way]), quick(**targets, **settings, fan_in=3, max_dendrites=1), gradients)
+    train(Checkpointed(**WAYS[way]), quick(**targets, **settings, fan_in=3, max_dendrites=1, max_tries=1), gradients)
     assert gradients.had == gradients.learn != set()
     assert not [w for w in recwarn if "no dendrites for" in str(w.message)]
 
