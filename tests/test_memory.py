@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pl_dendrites import DendriteCallback, load_from_checkpoint
-from pl_dendrites.saved import copies
+from pl_dendrites.saved import copies, frozen
 from pl_dendrites.saved.best import BestModel
 from pl_dendrites.training.trainer import save_straight
 from tests.models import QUIET, Classifier, bits, classifier, loaders, quick, same_bits, since_2_6, train
@@ -68,6 +71,8 @@ def best() -> BestModel:
 
 
 TRAINER = L.Trainer(**QUIET)
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc where memory comes from")
 
 
 def state_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -193,6 +198,109 @@ def test_ctrl_c_while_the_best_network_is_copied(second: bool, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         kept.keep(TRAINER, model)
     assert same_bits(dict(kept.weights or {}), bits(model))
+
+
+# -- what is frozen ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where copies of what is frozen are, of 1 MiB and more."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(frozen, "_LEAST", 2**20)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def is_filed(tensor: Tensor) -> bool:
+    """Whether the system has a tensor's memory from a file without a name, and keeps for itself what is written."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return line.split()[1] == "rw-p" and line.endswith(".pt (deleted)")
+    return False
+
+
+def frozen_big() -> Big:
+    model = Big()
+    model.net[0].requires_grad_(False)
+    return model
+
+
+@linux
+def test_what_is_frozen_takes_no_memory_and_leaves_no_file(files: Path) -> None:
+    model, kept = frozen_big(), best()
+    size = held(model.state_dict())
+    kept.keep(TRAINER, model)
+    handed = kept.state_dict()["weights"]  # what somebody has is no reason for a copy either
+    nn.init.ones_(model.net[1].weight)
+    assert allocated(lambda: kept.keep(TRAINER, model)) < 0.1 * size
+    assert same_bits(dict(kept.weights), bits(model))
+    assert is_filed(handed["net.0.weight"])
+    assert is_filed(kept.weights["net.0.weight"])
+    assert not is_filed(kept.weights["net.1.weight"])
+    assert list(files.iterdir()) == []
+
+
+CHANGES: dict[str, Callable[[Big], Any]] = {
+    "in place": lambda model: nn.init.ones_(model.net[0].weight),
+    "past autograd": lambda model: model.net[0].weight.data.mul_(2),  # no version counter tells
+    "by NumPy": lambda model: model.net[0].weight.numpy().fill(3),
+    "loaded": lambda model: model.load_state_dict(Big().state_dict()),
+    "another tensor": lambda model: setattr(model.net[0].weight, "data", torch.ones(1000, 1000)),
+    "thawed": lambda model: nn.init.ones_(model.net[0].requires_grad_().weight),
+}
+
+
+@linux
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_becomes_of_what_is_frozen_changes_no_network_that_was_kept(change: str, files: Path) -> None:
+    model, kept = frozen_big(), best()
+    kept.keep(TRAINER, model)
+    before, handed = bits(model), kept.state_dict()["weights"]
+    CHANGES[change](model)
+    changed = bits(model)
+    assert not same_bits(changed, before)
+    for copied in (kept, copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
+        assert same_bits(dict(copied.weights), before)
+    kept.keep(TRAINER, model)
+    assert same_bits(dict(kept.weights), changed)
+    assert same_bits(handed, before)
+    kept.keep(TRAINER, frozen_big().requires_grad_(False))
+    assert same_bits(handed, before)
+
+
+@linux
+@pytest.mark.parametrize("fault", ["short", "full"])
+def test_without_room_on_the_disk_what_is_frozen_is_in_memory(
+    fault: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    model, kept = frozen_big(), best()
+    if fault == "full":
+        monkeypatch.setattr(torch, "save", full)
+    else:
+        usage = shutil.disk_usage(files)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5 * 2**20))
+    kept.keep(TRAINER, model)
+    assert not is_filed(kept.weights["net.0.weight"])
+    assert same_bits(dict(kept.weights), bits(model))
+
+
+@linux
+def test_what_a_checkpoint_left_out_is_taken_from_the_model_into_a_file(files: Path) -> None:
+    model, kept, again = frozen_big(), best(), best()
+    kept.keep(TRAINER, model)
+    state = kept.state_dict()
+    again.load_state_dict(state | {"weights": {k: v for k, v in state["weights"].items() if "net.0" not in k}})
+    again.complete(model)
+    assert is_filed(again.weights["net.0.weight"])
+    before = bits(model)
+    nn.init.ones_(model.net[0].weight)
+    assert same_bits(dict(again.weights), before)
 
 
 class Looks(Big):

@@ -2,7 +2,7 @@
 
 - ``fit_state`` is the callback's part of a checkpoint and refuses what cannot be one.
 - ``best`` is the best network so far, ``frontier`` the best of each size before it; ``place`` is where each of them is,
-  and ``copies`` makes copies of weights where there must be some.
+  and ``copies`` makes copies of weights where there must be some, of what is ``frozen`` in a file.
 - ``partial`` completes what models save that save a part of themselves.
 - ``interrupted`` is what an exception found.
 - ``loading`` reads checkpoints and makes grown models of them; ``folder`` reads those that are folders, and

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pl_dendrites.core.growth.sharded import is_sharded
 from pl_dendrites.core.keys import is_dendrite_key
-from pl_dendrites.saved.copies import Others, address, model_weights, on_cpu
+from pl_dendrites.saved.copies import Others, address, model_weights, still_copies
 from pl_dendrites.saved.fit_state import FitState
 from pl_dendrites.saved.partial import whole_state
 from pl_dendrites.saved.place import Place, has_values, put_weights
@@ -170,7 +170,7 @@ class BestModel:
         if self._held is not None and not is_sharded(module):
             whole, kept = whole_state(module), self._held
             left_out = {key: value for key, value in whole.items() if not (key in kept or is_dendrite_key(key))}
-            self._held = {**kept, **on_cpu(left_out)}
+            self._held = {**kept, **still_copies(module, left_out)}
 
     def state_dict(self) -> dict[str, Any]:
         """For the callback's state."""

@@ -12,9 +12,19 @@ from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.growth.sharded import gather_weights, is_sharded
 from pl_dendrites.core.tensors import local
+from pl_dendrites.saved.frozen import frozen_names, in_file
 from pl_dendrites.saved.partial import whole_state
 
-__all__ = ["Others", "address", "has_weights", "model_weights", "on_cpu", "same_memory", "share_weights"]
+__all__ = [
+    "Others",
+    "address",
+    "has_weights",
+    "model_weights",
+    "on_cpu",
+    "same_memory",
+    "share_weights",
+    "still_copies",
+]
 
 # Integers of the size of a number, whose equality is that of bits.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
@@ -45,7 +55,8 @@ def model_weights(
 ) -> dict[str, Any]:
     """A copy on the CPU of all that a model has, what it leaves out of its checkpoints too.
 
-    What has several names, a tied weight, is copied once and has them all in the copy too. Of a sharded model see
+    What has several names, a tied weight, is copied once and has them all in the copy too. What is frozen is copied
+    when it is new or has changed, the first time to a file. Of a sharded model see
     :func:`~pl_dendrites.core.growth.sharded.gather_weights`.
 
     Args:
@@ -65,12 +76,34 @@ def model_weights(
         >>> again["one.weight"] is copy["one.weight"]
         True
     """
-    copies = _Copies({} if former is None else former, lent, others)
+    former = {} if former is None else former
     if is_sharded(module):
-        return gather_weights(module, copies.take)
+        return gather_weights(module, _Copies(former, lent, others).take)
+    state = whole_state(module)
+    still = _still(module, state)
+    new = in_file({key: value for key, value in still.items() if not _is_like(former.get(key), value)})
+    copies = _Copies(former, lent, others, still, new)
+    return {key: copies.take(key, value, value) if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def still_copies(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy on the CPU of a part of a model's state_dict; what is frozen is in a file.
+
+    Args:
+        module: the model.
+        state: the part.
+    """
+    filed = in_file(_still(module, state))
+    return {**on_cpu({key: value for key, value in state.items() if key not in filed}), **filed}
+
+
+def _still(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    # A view is left aside: a file would have all that it looks at.
+    names = frozen_names(module)
     return {
-        key: copies.take(key, value, value) if isinstance(value, Tensor) else value
-        for key, value in whole_state(module).items()
+        key: value
+        for key, value in state.items()
+        if key in names and _is_plain(value) and value.untyped_storage().nbytes() == value.nbytes
     }
 
 
@@ -82,8 +115,16 @@ def on_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Copies:
-    def __init__(self, former: dict[str, Any], lent: Collection[int], others: Others | None) -> None:
+    def __init__(
+        self,
+        former: dict[str, Any],
+        lent: Collection[int],
+        others: Others | None,
+        still: Collection[str] = (),
+        new: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._former, self._in_use, self._others = former, set(lent), others
+        self._still, self._new = still, {} if new is None else new
         self._made: dict[Any, Tensor] = {}
 
     def take(self, key: str, value: Tensor, here: Tensor) -> Tensor:
@@ -91,7 +132,7 @@ class _Copies:
         place, former = _place(here), self._former.pop(key, None)
         if place is not None and place in self._made:
             return self._made[place]
-        copy = self._again(former, value) if _is_like(former, value) else None
+        copy = self._again(key, former, value) if _is_like(former, value) else self._new.get(key)
         if copy is None:
             copy = value.detach().to("cpu", copy=True)
         self._in_use.add(address(copy))
@@ -99,7 +140,9 @@ class _Copies:
             self._made[place] = copy
         return copy
 
-    def _again(self, former: Tensor, value: Tensor) -> Tensor | None:
+    def _again(self, key: str, former: Tensor, value: Tensor) -> Tensor | None:
+        if key in self._still and _has_same_bits(value, former):  # a file that is not written to takes no memory
+            return former
         begin, others = address(former), self._others
         if others is not None and others.holds(begin):
             if _has_same_bits(value, former):
