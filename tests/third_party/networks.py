@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
-import timm
+import pytest
 import torch
-import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+timm, hf = pytest.importorskip("timm"), pytest.importorskip("transformers")
 
 WORDS = 60
 _SIZE = {

@@ -66,7 +66,7 @@ def resume_state(layer: nn.Module, args: tuple[Any, ...], *called: Any) -> Input
 
 def _hung_on(layer: nn.Module, called: tuple[Any, ...], wanted: int) -> Dendrites:
     # PyTorch's quantisation hands the hooks of a layer to what it puts in its place, as hooks that see no names.
-    dendrites = layer._modules.get("dendrites")
+    dendrites = layer._modules.get("dendrites", vars(layer).get("dendrites"))  # there where they are hidden
     if len(called) != wanted or not isinstance(dendrites, Dendrites):
         raise ValueError(
             f"a {type(layer).__module__}.{type(layer).__name__} has taken the place of a layer that has dendrites, and"
