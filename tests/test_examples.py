@@ -229,3 +229,22 @@ def test_fingerprints_stand_beside_a_plain_network(
     assert [name for name, *_ in rows] == ["shared dendrites", "plain, 4 hidden neurons"]
     assert rows[0][2] == rows[1][2]
     assert int(rows[0][1]) <= 400
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pretrained_encoder_is_finetuned_within_a_budget(
+    here: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("all_minilm_l6_v2")
+    for part, count in (("train", 540), ("test", 8)):
+        lines = [("LOC:city Where is it ?", "NUM:date When was it ?")[i % 2] for i in range(count)]
+        (tmp_path / f"trec-{part}.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode("latin-1")))
+    options = ["--data-dir", str(tmp_path), "--questions", "32", "--budget", "3000", "--epochs", "2"]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *options])
+    here("finetune").main()
+    trained = re.findall(r"^(head alone|dendrites) .* ([\d,]+) trainable", capsys.readouterr().out, re.MULTILINE)
+    assert dict(trained)["head alone"] == "770"  # a head of two classes
+    assert 770 <= int(dict(trained)["dendrites"].replace(",", "")) <= 3_000  # a head that is always right is the best
+    assert Path("questions.pt").stat().st_size < 100_000

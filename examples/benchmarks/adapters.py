@@ -4,8 +4,8 @@
 
 The last two layers of MiniLM-L6 learn to sort TREC's questions (see ``examples/finetune.py``), six classes or fifty
 (``--fine``). Every method gets the same questions, epochs, optimizer and schedule; of its learning rates the one counts
-whose mean error on 500 validation questions is smallest. Dendrites are told a budget: what LoRA has. Seconds, of one
-processor, and peak memory are those of one fit in a process of its own.
+whose mean error on 500 validation questions is smallest. Dendrites are told a budget: what LoRA has, which peft
+computes. Seconds, of one processor, and peak memory are those of one fit in a process of its own.
 """
 
 from __future__ import annotations
