@@ -212,6 +212,14 @@ def test_layers_that_cannot_grow(model: type[Net], says: str, alone: dict[str, A
         L.Trainer(callbacks=[quick()], **alone).fit(model(), *loaders())
 
 
+def test_dendrites_cannot_be_placed(alone: dict[str, Any]) -> None:
+    dendrites = quick(targets=["net.0"], max_parameters=100)
+    with pytest.raises(
+        MisconfigurationException, match=r"cannot be placed in a sharded model.*leave `max_parameters` out"
+    ):
+        L.Trainer(callbacks=[dendrites], **alone).fit(Linears(), *loaders())
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [

@@ -239,6 +239,9 @@ SETTINGS = {
     "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2, "best_on": "disk"}),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
     "frozen": Setting(Frozen, callback={"targets": "frozen", "learning": "hybrid", "max_dendrites": 2}, resumed=(1, 3)),
+    "placed": Setting(
+        Frozen, callback={"targets": "frozen", "max_parameters": 20, "fan_in": 2, "base_epochs": 4}, resumed=(1, 2, 3)
+    ),
     # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
     "shared": Setting(
         callback={**SHARED, "growth_epochs": 1, "sets": 2, "around": ["net"]},
@@ -255,7 +258,7 @@ SETTINGS = {
 class Trail(L.Callback):
     """After each batch, all parameters and all that candidates are; a digest of both; and what was communicated.
 
-    Of shared dendrites also their fields. Before there are any each process has samples of its own.
+    Of shared dendrites also their fields. What these and placed ones are found by, each process has of its own.
     """
 
     def __init__(self, dendrites: Any) -> None:
@@ -267,7 +270,7 @@ class Trail(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         values = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
         values |= {name: field.clone() for name, field in pl_module.named_buffers() if name.endswith(".field")}
-        if self.dendrites.network.units is None:
+        if self.dendrites.network.candidates:
             for name, pool in self.dendrites.network.candidate_state().items():
                 values |= {f"candidates of {name}: {key}": value for key, value in pool.items()}
         digest = hashlib.sha256(

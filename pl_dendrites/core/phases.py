@@ -287,10 +287,10 @@ class PhaseMachine:
         dense = self._sparse and not state.pruned
         end: Literal["prune", "integrate"] = "prune" if dense else "integrate"
         if state.waited >= self._correlation_patience:
-            return self._switch(end, f"no correlation rose in {state.waited} epochs")
+            return self._switch(end, f"nothing more was found in {state.waited} epoch{'s' * (state.waited > 1)}")
         if state.epochs >= ((self._max_correlation_epochs + 1) // 2 if dense else self._max_correlation_epochs):
             return self._switch(end, f"{state.epochs} correlation epochs are over")
-        return Decision("continue", "correlations rise" if rose else f"no correlation rose for {state.waited}")
+        return Decision("continue", "correlations rise" if rose else f"nothing more was found for {state.waited}")
 
     def commit(self) -> None:
         """The pending decision has been carried out: its phase begins.

@@ -21,6 +21,7 @@ from pl_dendrites.core.growth.sharded import forms, is_sharded, reshard, whole_n
 from pl_dendrites.core.keys import is_dendrite_key, plain_name
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.placed import PlacedNetwork
 from pl_dendrites.core.structure import apply_structure
 from pl_dendrites.core.tensors import local
 from pl_dendrites.training import optimizers
@@ -165,6 +166,11 @@ class Shards:
         self._end_training()
         if self._loading is None:
             return
+        if isinstance(network, PlacedNetwork):
+            raise MisconfigurationException(
+                "dendrites cannot be placed in a sharded model: use strategy='ddp', or leave `max_parameters` out and"
+                " say learning='correlation'."
+            )
         for dendrites in network.layers.values():
             own = [dendrites.next, *(block.form for block in dendrites.private)]
             if any(form.live for form in own):
