@@ -209,8 +209,11 @@ def test_a_saved_look_of_another_network_is_refused(change: str, refusal: str) -
 
 
 def test_two_processes_place_what_one_does() -> None:
+    # The processes are threads: they share the generator that draws a model's weights.
+    drawn = dense().requires_grad_(False)
+
     def run(processes: Processes) -> dict[str, Tensor]:
-        model = dense().requires_grad_(False)
+        model = copy.deepcopy(drawn)
         network = PlacedNetwork(model, "frozen", processes=processes)
         network.set_next(max_parameters=300)
         half = slice(processes.rank, None, processes.count)
