@@ -1,0 +1,47 @@
+"""The examples of companions: each has its control, and keeps what it promises while a network grows."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pl_dendrites.controls import masks_of, parameters_left
+
+COMPANIONS = Path(__file__).parents[1] / "examples" / "companions"
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports an example with little data, so that its phases are a moment."""
+    monkeypatch.syspath_prepend(COMPANIONS)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # what an example seeds is no other test's
+    common = importlib.import_module("common")
+    trainer = common.quiet_trainer
+    monkeypatch.setattr(common, "quiet_trainer", lambda **arguments: trainer(limit_train_batches=3, **arguments))
+    return importlib.import_module
+
+
+def tiny(here: Any) -> Any:
+    return here("common").Settings(epochs=4, correlation_epochs=1, dendrites=1)
+
+
+def test_what_is_pruned_stays_so_while_it_grows_and_its_control_has_as_many_weights(here: Any) -> None:
+    pruning, settings = here("pruning"), tiny(here)
+    rows = pruning.compare(0, settings)
+    assert rows["control: pruned alone, as many left"].size == rows["pruned, then grown"].size
+    assert rows["control: pruned alone, as many left"].epochs == rows["pruned, then grown"].epochs
+
+    model, cut = pruning.prune(pruning.LEFT, 7, 0)
+    masks = {name: mask.clone() for name, mask in masks_of(model).items()}
+    pruning.grow(model, settings)
+    assert parameters_left(model) > cut.size == pruning.LEFT, "no set was accepted"
+    for name, mask in masks.items():
+        assert mask.logical_not().any()
+        assert model.get_parameter(name)[~mask].count_nonzero() == 0
