@@ -45,3 +45,24 @@ def test_what_is_pruned_stays_so_while_it_grows_and_its_control_has_as_many_weig
     for name, mask in masks.items():
         assert mask.logical_not().any()
         assert model.get_parameter(name)[~mask].count_nonzero() == 0
+
+
+def values_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def test_a_teacher_stays_what_it_was_while_its_student_grows(here: Any) -> None:
+    distillation, settings = here("distillation"), tiny(here)
+    rows = distillation.compare(0, settings)
+    grown, control = rows["student, grown"], rows["control: wider student, equal parameters"]
+    assert abs(grown.size - control.size) <= 75 / 2  # half of what a hidden neuron takes
+    assert grown.epochs == control.epochs
+
+    teacher, _ = distillation.teach(0, settings)
+    before = values_of(teacher)
+    model = distillation.student(teacher, distillation.HIDDEN, 0)
+    callback = here("common").growing(settings)
+    here("common").fit(model, callback)
+    assert callback.num_dendrites == 1
+    assert set(callback.network.layers) == {"net.0", "net.2"}
+    torch.testing.assert_close(values_of(model.teacher), before, rtol=0, atol=0)
