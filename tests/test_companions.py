@@ -66,3 +66,23 @@ def test_a_teacher_stays_what_it_was_while_its_student_grows(here: Any) -> None:
     assert callback.num_dendrites == 1
     assert set(callback.network.layers) == {"net.0", "net.2"}
     torch.testing.assert_close(values_of(model.teacher), before, rtol=0, atol=0)
+
+
+def test_an_average_grows_with_its_network_and_goes_on_being_its_average(here: Any) -> None:
+    recursive, settings = here("recursive"), tiny(here)
+    rows = recursive.compare(0, settings)
+    grown, control = rows["recursive, grown"], rows["control: wider block, equal parameters"]
+    assert abs(grown.size - control.size) <= (3 * recursive.STATE + 1) / 2
+    assert grown.epochs == control.epochs
+
+    model = recursive.averaged(recursive.HIDDEN, 0)
+    callback = here("common").growing(settings)
+    here("common").fit(model, callback)
+    assert callback.num_dendrites == 1
+    before, own = values_of(model.average), values_of(model.net)
+    assert list(before) == list(own)
+    assert any("dendrites" in name for name in before)
+    model.on_train_batch_end()
+    trained = dict(model.net.named_parameters())
+    goal = {n: model.decay * before[n] + (1 - model.decay) * own[n] if n in trained else before[n] for n in before}
+    torch.testing.assert_close(values_of(model.average), goal)
