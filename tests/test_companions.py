@@ -86,3 +86,17 @@ def test_an_average_grows_with_its_network_and_goes_on_being_its_average(here: A
     trained = dict(model.net.named_parameters())
     goal = {n: model.decay * before[n] + (1 - model.decay) * own[n] if n in trained else before[n] for n in before}
     torch.testing.assert_close(values_of(model.average), goal)
+
+
+def test_weights_have_three_bits_whichever_order_and_the_control_has_as_many(here: Any) -> None:
+    quantised, settings = here("quantised"), tiny(here)
+    rows = quantised.compare(0, settings)
+    grown, control = rows["QAT before and after"], rows["control: plain, QAT, equal parameters"]
+    assert abs(grown.size - control.size) <= 75 / 2
+    assert grown.epochs == control.epochs
+
+    model, _ = quantised.trained(0, settings, before=True, after=True)
+    layers = [layer for layer in model.net.modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(layers) == 2
+    for layer in layers:
+        assert all(len(row.unique()) <= 2**quantised.BITS - 1 for row in layer.weight.detach())
