@@ -100,3 +100,22 @@ def test_weights_have_three_bits_whichever_order_and_the_control_has_as_many(her
     assert len(layers) == 2
     for layer in layers:
         assert all(len(row.unique()) <= 2**quantised.BITS - 1 for row in layer.weight.detach())
+
+
+def test_together_what_was_cut_stays_zero_in_three_bits(here: Any) -> None:
+    together, settings = here("together"), tiny(here)
+    rows = together.compare(0, settings)
+    grown, control = rows["all together, grown"], rows["control: all together, not grown"]
+    assert grown.epochs == control.epochs
+    assert len(rows) == 6
+
+    teacher, _ = here("distillation").teach(0, settings)
+    net, _ = together.cut(teacher, together.LEFT, 7, 0)
+    net, _ = together.grow(net, teacher, settings)
+    assert parameters_left(net) > together.LEFT, "no set was accepted"
+    model = together.in_bits(net, teacher, 2)
+    masks = masks_of(model.average)
+    assert masks
+    assert any(not mask.all() for mask in masks.values())
+    for name, mask in masks.items():
+        assert model.average.get_parameter(name)[~mask].count_nonzero() == 0
