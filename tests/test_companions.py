@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pl_dendrites import fuse
 from pl_dendrites.controls import masks_of, parameters_left
 
 COMPANIONS = Path(__file__).parents[1] / "examples" / "companions"
@@ -119,3 +120,32 @@ def test_together_what_was_cut_stays_zero_in_three_bits(here: Any) -> None:
     assert any(not mask.all() for mask in masks.values())
     for name, mask in masks.items():
         assert model.average.get_parameter(name)[~mask].count_nonzero() == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, that its tool will move
+def test_the_tool_of_pytorch_is_for_what_was_fused(here: Any) -> None:
+    common, settings = here("common"), tiny(here)
+    tool = torch.ao.quantization
+    of_weights = tool.QConfig(activation=torch.nn.Identity, weight=tool.default_weight_fake_quant)
+
+    def prepared(net: torch.nn.Module) -> torch.nn.Module:
+        net.qconfig = of_weights
+        return tool.prepare_qat(net.train())
+
+    before = common.Classifier(prepared(common.mlp(4)))
+    for layer in (before.net[0], before.net[2]):
+        layer.neuron_dim = -1
+    common.fit(before, common.growing(settings))
+    assert hasattr(before.net[0].dendrites[0].nodes[0], "weight_fake_quant")
+    with pytest.raises(ValueError, match="it has hooks of its own"):
+        fuse(before.net.eval())
+
+    grown = common.Classifier(common.mlp(4))
+    common.fit(grown, common.growing(settings))
+    x = torch.randn(5, 64)
+    goal, after = grown.net.eval()(x), prepared(fuse(grown.net))
+    torch.testing.assert_close(after(x), goal, atol=0.05, rtol=0.05)  # eight bits
+    after(x).square().sum().backward()
+    layers = [layer for layer in after.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [layer.out_features for layer in layers] == [2 * 4, 2 * 10]  # the layers', and those of their dendrites
+    assert all(hasattr(layer, "weight_fake_quant") and layer.weight.grad.any() for layer in layers)

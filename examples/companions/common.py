@@ -6,7 +6,6 @@ import logging
 import statistics
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -31,7 +30,7 @@ class Row(NamedTuple):
 class Settings(NamedTuple):
     """How long all phases of an example are."""
 
-    epochs: int = 30
+    epochs: int
     correlation_epochs: int = 10
     dendrites: int = 2
 
@@ -82,11 +81,10 @@ def growing(settings: Settings, **arguments: Any) -> DendriteCallback:
 
 
 def fit(model: L.LightningModule, grow: DendriteCallback | None = None, epochs: int = -1, callbacks: Any = ()) -> int:
-    """Train a model, leave it with its best weights and return its epochs; without growth that is all the callback does."""
+    """Train a model, leave it with its best weights and return its epochs; without `grow`, that is all that is done."""
     keep_best = grow or DendriteCallback("val_loss", max_dendrites=0, patience=10**6, verbose=False)
     trainer = quiet_trainer(max_epochs=epochs, callbacks=[*callbacks, keep_best])
-    train, val, _ = loaders()
-    trainer.fit(model, train, val)
+    trainer.fit(model, *loaders()[:2])
     if grow is None:
         detach(model)  # an empty set of dendrites would hang on it still
     return trainer.current_epoch
@@ -101,11 +99,11 @@ def quiet_trainer(**arguments: Any) -> L.Trainer:
     return L.Trainer(accelerator="cpu", **quiet, **arguments)
 
 
-def main(compare: Callable[[int, Settings], dict[str, Row]], about: str, size: str = "parameters") -> None:
+def main(compare: Any, about: str, size: str = "parameters", epochs: int = 30) -> None:
     """Run a comparison for each seed and print a table."""
     parser = ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=Settings().epochs, help="of each base phase")
+    parser.add_argument("--epochs", type=int, default=epochs, help="of each base phase")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     for library in ("lightning.pytorch", "lightning.fabric"):
@@ -116,5 +114,5 @@ def main(compare: Callable[[int, Settings], dict[str, Row]], about: str, size: s
         rows = [run[name] for run in runs]
         right = [row.accuracy for row in rows]
         spread = f" ± {statistics.stdev(right):.1f}" if len(right) > 1 else ""
-        mean_size, epochs = (round(statistics.mean(row[i] for row in rows)) for i in (0, 1))
-        print(f"{name:44} {mean_size:7,} {size} {epochs:4} epochs  {statistics.mean(right):.1f}{spread} %")
+        large, long = (round(statistics.mean(row[i] for row in rows)) for i in (0, 1))
+        print(f"{name:44} {large:7,} {size} {long:4} epochs  {statistics.mean(right):.1f}{spread} %")

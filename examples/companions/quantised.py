@@ -5,7 +5,8 @@
 Weights have three bits, by rows; gradients go straight through. Prepared before growth, what there is learns to live
 with three bits, and dendrites are rounded at the end. Prepared after growth, `fuse` first makes the network one of
 PyTorch's own layers, whose weights are those of layers and dendrites, and all of them learn on with three bits. All
-rows have as many epochs. The control is a plain network of as many parameters whose every epoch is with three bits.
+rows but those that are never trained after growth have as many epochs. The control is a plain network of as many
+parameters that has three bits in every epoch. `torch.ao.quantization.prepare_qat` has its place after `fuse` as well.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pl_dendrites import fuse
 from pl_dendrites.controls import Hold, keep_largest, parameters_left, pruned, saved_bytes, weights_of
 
-STATE_HIDDEN, LEFT = 12, 500
+HIDDEN, LEFT = 48, 500
 
 
 class All(Averaged):
@@ -40,7 +40,7 @@ class All(Averaged):
 def cut(teacher: nn.Module, parameters: int, epochs: int, seed: int) -> tuple[nn.Module, int]:
     """The average of a distilled, recursive network that is cut to so many parameters, and its epochs."""
     L.seed_everything(seed, verbose=False)
-    net, done = Recursive(STATE_HIDDEN), 0
+    net, done = Recursive(HIDDEN), 0
     for stage in pruned(net, parameters, epochs):
         model = All(net, teacher)
         done += fit(model, epochs=stage.epochs, callbacks=stage.callbacks)
@@ -51,7 +51,7 @@ def cut(teacher: nn.Module, parameters: int, epochs: int, seed: int) -> tuple[nn
 def grow(net: nn.Module, teacher: nn.Module, settings: Settings) -> tuple[nn.Module, int]:
     """The average of a network that grew, and the epochs of that."""
     model = All(net, teacher)
-    epochs = fit(model, growing(settings, fan_in=6), callbacks=[Hold()])
+    epochs = fit(model, growing(settings, fan_in=6, max_dendrites=1), callbacks=[Hold()])
     return model.average, epochs
 
 
@@ -95,4 +95,4 @@ def compare(seed: int, settings: Settings) -> dict[str, Row]:
 
 
 if __name__ == "__main__":
-    main(compare, __doc__, "bytes")
+    main(compare, __doc__, "bytes", epochs=15)
