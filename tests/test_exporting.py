@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pl_dendrites import attach, export_fused
 from pl_dendrites.core import Soma, UnitSet, attach_shared
+from pl_dendrites.core.fusing.fetch import Few
 from pl_dendrites.export import main
 from pl_dendrites.exporting import fused as exporting
 from pl_dendrites.exporting.fused import Exported
@@ -173,12 +174,12 @@ def test_the_model_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("wrong", ["other", "none", "shape"])
 def test_a_file_that_answers_otherwise_is_not_written(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(model: nn.Module, compact: bool) -> nn.Module:
+    def spoilt(model: nn.Module, few: Few) -> nn.Module:
         last = {"other": nn.Linear(3, 3), "none": nn.Threshold(1e9, float("nan")), "shape": nn.Flatten(0)}[wrong]
         return nn.Sequential(model, last)
 
     Path("net.pt").write_text("former", encoding="utf-8")
-    monkeypatch.setattr(exporting, "fuse", spoilt)
+    monkeypatch.setattr(exporting, "fuse_with", spoilt)
     with pytest.raises(ValueError, match="nothing is written"):
         export_fused(nn.Linear(4, 3), "net.pt", torch.randn(4, 4), to="pickle")
     assert Path("net.pt").read_text(encoding="utf-8") == "former"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pl_dendrites.core.fusing.around import fuse_around
 from pl_dendrites.core.fusing.computation import Computation, NotFusible
 from pl_dendrites.core.fusing.copies import fuse_copies
+from pl_dendrites.core.fusing.fetch import Few
 from pl_dendrites.core.fusing.norms import fold_norms
 from pl_dendrites.core.fusing.private import Affine, fuse_private
 from pl_dendrites.core.fusing.recurrent import fuse_recurrent
@@ -23,10 +24,9 @@ from pl_dendrites.core.kinds import LinearConv, Recurrent, WholeModule
 from pl_dendrites.core.soma import Soma
 from pl_dendrites.core.structure import stop_growing_on_load
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "fuse_with"]
 
 
-@torch.no_grad()
 def fuse(model: nn.Module, *, compact: bool = False, streaming: Sequence[str] = ()) -> nn.Module:
     """A copy of a grown model in evaluation mode, made of PyTorch's own modules alone, to be used elsewhere.
 
@@ -67,6 +67,18 @@ def fuse(model: nn.Module, *, compact: bool = False, streaming: Sequence[str] = 
         >>> x = torch.randn(3, 5)
         >>> torch.testing.assert_close(fused(x), model(x))
     """
+    return fuse_with(model, Few.SPREAD if compact else Few.ZEROS, streaming)
+
+
+@torch.no_grad()
+def fuse_with(model: nn.Module, few: Few, streaming: Sequence[str] = ()) -> nn.Module:
+    """As :func:`fuse`, which this is, with products of a few inputs as they are best for what runs them.
+
+    Args:
+        model: any module.
+        few: how nodes see a few of many inputs.
+        streaming: as of :func:`fuse`.
+    """
     if is_sharded(model):
         raise ValueError("the model is sharded: load its checkpoint in one process, and fuse that")
     twin = copy.deepcopy(model).eval()
@@ -81,7 +93,7 @@ def fuse(model: nn.Module, *, compact: bool = False, streaming: Sequence[str] = 
         take_off(layer)
         _put(layer, fused)
         try:
-            made = _fuse(layer, dendrites, folded.get(layer), compact, layer in streams)
+            made = _fuse(layer, dendrites, folded.get(layer), few, layer in streams)
         except NotFusible as reason:
             reasons[name] = reason
         else:
@@ -110,12 +122,12 @@ def _asked_for(patterns: Sequence[str], model: nn.Module) -> Collection[nn.Modul
     return found
 
 
-def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, compact: bool, streaming: bool) -> nn.Module:
+def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, few: Few, streaming: bool) -> nn.Module:
     kind, private, shared = dendrites.kind, dendrites.private, dendrites.shared
     if len(dendrites) and (layer._forward_hooks or layer._forward_pre_hooks):
         raise NotFusible("it has hooks of its own")
     if private and isinstance(kind, LinearConv):
-        layer = fuse_private(layer, kind, private, after, compact)
+        layer = fuse_private(layer, kind, private, after, few)
     elif private and isinstance(kind, Recurrent):
         assert isinstance(layer, nn.RNNBase)
         layer = fuse_recurrent(layer, kind, private, streaming)
@@ -125,8 +137,8 @@ def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, compact:
     if not shared:
         return layer
     if isinstance(layer, Soma):
-        return fuse_around(None, shared, layer.bias, compact)
-    return fuse_around(layer, shared, None, compact)
+        return fuse_around(None, shared, layer.bias, few)
+    return fuse_around(layer, shared, None, few)
 
 
 def _put(model: nn.Module, fused: Mapping[nn.Module, nn.Module]) -> None:

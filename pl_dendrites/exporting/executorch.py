@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pl_dendrites.core.fusing.fetch import Few
 from pl_dendrites.exporting.form import Format, Inputs, Run, rows
 
 __all__ = ["EXECUTORCH"]
@@ -34,8 +35,10 @@ def _write_small(fused: nn.Module, inputs: Inputs, path: Path) -> None:
 def _lower(program: torch.export.ExportedProgram, path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    # Places are kept in few bits, and to widen them at every call takes longer than all else.
+    edge = to_edge_transform_and_lower(constant_prop_pass(program), partitioner=[XnnpackPartitioner()])
     path.write_bytes(edge.to_executorch().buffer)
 
 
@@ -56,4 +59,4 @@ def _each(inputs: Inputs) -> list[Inputs]:
     return list(zip(*(value.split(1) for value in inputs), strict=True))
 
 
-EXECUTORCH = Format(".pte", _write, _load, ("executorch", "torchao"), _write_small)
+EXECUTORCH = Format(".pte", _write, _load, ("executorch", "torchao"), _write_small, Few.FETCHED)

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pl_dendrites.core.fusing.fetch import Few
+
 __all__ = ["Format", "Inputs", "Run", "Write", "program_of", "rows", "tensors_in"]
 
 # What a model is called with: each of one or more arguments has a row for each example.
@@ -30,6 +32,7 @@ class Format:
             can be asked for.
         packages: names under which PyPI has, and Python imports, what this needs.
         write_small: the same in eight bits, or none. The inputs say what range each value has.
+        compact: how it has the fewest bytes.
     """
 
     ending: str
@@ -37,6 +40,7 @@ class Format:
     load: Callable[[Path], Run]
     packages: tuple[str, ...] = ()
     write_small: Write | None = None
+    compact: Few = Few.SPREAD
 
     def missing(self) -> list[str]:
         """Which of the packages are not installed."""

@@ -14,8 +14,9 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core import fuse
 from pl_dendrites.core.checks import check, check_one_of
+from pl_dendrites.core.fuse import fuse_with
+from pl_dendrites.core.fusing.fetch import Few
 from pl_dendrites.exporting.executorch import EXECUTORCH
 from pl_dendrites.exporting.form import Format, Inputs, Run, Write, rows, tensors_in
 from pl_dendrites.exporting.onnx import ONNX
@@ -92,7 +93,7 @@ def export_fused(
             module, which needs the model's own classes to load, but not this package.
         int8: whether to compute in eight bits, with onnxruntime's static quantisation or ExecuTorch's.
         compact: as of :func:`~pl_dendrites.fuse`: smaller files of networks with shared dendrites, which ExecuTorch
-            takes longer for.
+            takes a little longer for.
 
     Returns:
         What was written, its size, its time and the difference; ``print`` shows it as a table. What eight bits may
@@ -124,7 +125,7 @@ def export_fused(
     expected = run_plain(inputs)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, _one_thread():
         part = Path(folder) / f"part{form.ending}"
-        write(fuse(plain, compact=compact), inputs, part)
+        write(fuse_with(plain, form.compact if compact else Few.ZEROS), inputs, part)
         run = form.load(part)
         difference, largest = _compare(run(inputs), expected, float("inf") if int8 else _TOLERANCE)
         times = _microseconds((run, run_plain), rows(inputs, 1))

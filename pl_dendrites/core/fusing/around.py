@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pl_dendrites.core.fields.product import spread_out
 from pl_dendrites.core.fusing.cascade import activated, scales_of
 from pl_dendrites.core.fusing.computation import Computation
-from pl_dendrites.core.fusing.fetch import Nodes, fetch, fetches, spread
+from pl_dendrites.core.fusing.fetch import Few, Nodes, fetch, fetches, spread
 from pl_dendrites.core.growth.shared_block import SharedBlock
 
 __all__ = ["fuse_around"]
@@ -21,7 +21,7 @@ __all__ = ["fuse_around"]
 
 @torch.no_grad()
 def fuse_around(
-    module: nn.Module | None, blocks: Sequence[SharedBlock], bias: Tensor | None = None, compact: bool = False
+    module: nn.Module | None, blocks: Sequence[SharedBlock], bias: Tensor | None = None, few: Few = Few.ZEROS
 ) -> fx.GraphModule:
     """One computation that does what a module with shared dendrites around it does.
 
@@ -29,7 +29,7 @@ def fuse_around(
         module: without them; ``None``: there is no more of it than a bias.
         blocks: the dendrites.
         bias: shape ``(C,)``, what stands for the module.
-        compact: whether bytes count for more than time.
+        few: how units see a few of many inputs.
 
     Returns:
         A module that is called as that one is.
@@ -54,20 +54,21 @@ def fuse_around(
         positions = graph.call(operator.getitem, graph.method("size", out), slice(None, -1))
         x = graph.method("reshape", x, graph.call(operator.add, positions, (blocks[0].form.inputs,)))
     alike = [list(group) for _, group in groupby(blocks, key=lambda block: (block.form.field, block.form.activation))]
-    units = [_units(graph, f"units_{number}", x, group, compact) for number, group in enumerate(alike)]
+    units = [_units(graph, f"units_{number}", x, group, few) for number, group in enumerate(alike)]
     hidden = units[0] if len(units) == 1 else graph.call(torch.cat, units, -1)
     fed = _fed(graph, hidden, blocks, bias)
     return graph.finish(fed if out is None else graph.call(torch.add, out, fed))
 
 
-def _units(graph: Computation, name: str, x: fx.Node, blocks: Sequence[SharedBlock], compact: bool) -> fx.Node:
+def _units(graph: Computation, name: str, x: fx.Node, blocks: Sequence[SharedBlock], few: Few) -> fx.Node:
     form = blocks[0].form
     before = scales_of(form.activation).before
     field, weight, bias = (torch.cat([getattr(b, part) for b in blocks]) for part in ("field", "weight", "bias"))
     weight, bias = weight * before, bias * before
-    if fetches(form.inputs, form.field):
+    apart = fetches(form.inputs, form.field, few)
+    if apart and (few is Few.FETCHED or fetches(form.inputs, form.field)):
         potentials = fetch(graph, name, x, Nodes(field, weight, bias))
-    elif compact and fetches(form.inputs, form.field, compact):
+    elif apart:
         matrix = spread(graph, name, weight, field, form.inputs)
         potentials = graph.call(F.linear, x, matrix, graph.value(f"{name}_bias", bias))
     else:
@@ -80,7 +81,7 @@ def _fed(graph: Computation, hidden: fx.Node, blocks: Sequence[SharedBlock], bia
     outputs = blocks[0].form.outputs
     weights = [block.out * scales_of(block.form.activation).after for block in blocks]
     feeds = {block.form.feeds for block in blocks}
-    if len(feeds) == 1 and fetches(outputs, next(iter(feeds)) or outputs, compact=True):
+    if len(feeds) == 1 and fetches(outputs, next(iter(feeds)) or outputs, Few.SPREAD):
         places = torch.cat([block.feeds for block in blocks if block.feeds is not None])
         fed = graph.call(torch.matmul, hidden, spread(graph, "out", torch.cat(weights), places, outputs))
         return fed if bias is None else graph.call(torch.add, fed, graph.value("bias", bias))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -9,12 +10,26 @@ from torch import Tensor, fx
 
 from pl_dendrites.core.fusing.computation import Computation
 
-__all__ = ["Nodes", "fetch", "fetches", "narrow_index", "spread"]
+__all__ = ["Few", "Nodes", "fetch", "fetches", "narrow_index", "spread"]
 
 # Inputs for each that a node sees, from which on it is not worth while to have zeros for all others: for the bytes, and
 # for the time. Of 141 units that see 32 of 784 inputs fetching takes 1.5 times the product's time with one sample, and
 # 5 times with 128 of them.
 _SMALLER, _FASTER = 8, 48
+
+
+class Few(Enum):
+    """How a product is made of which each node sees a few of many inputs.
+
+    Attributes:
+        ZEROS: with zeros for all others, which takes least time.
+        SPREAD: values and places are kept, and zeros put between them at every call.
+        FETCHED: values and places are kept, and the inputs looked up, which takes less time with one example.
+    """
+
+    ZEROS = "zeros"
+    SPREAD = "spread"
+    FETCHED = "fetched"
 
 
 class Nodes(NamedTuple):
@@ -31,19 +46,19 @@ class Nodes(NamedTuple):
     bias: Tensor
 
 
-def fetches(inputs: int, seen: int, compact: bool = False) -> bool:
-    """Whether nodes that see a few inputs fetch these, rather than that a product has zeros for all others.
+def fetches(inputs: int, seen: int, few: Few = Few.ZEROS) -> bool:
+    """Whether nodes that see a few inputs keep these alone, rather than that a product has zeros for all others.
 
     Args:
         inputs: that there are.
         seen: by a node.
-        compact: whether bytes count for more than time.
+        few: how it would be.
 
     Example:
-        >>> fetches(784, 32), fetches(784, 32, compact=True), fetches(20_000, 32)
+        >>> fetches(784, 32), fetches(784, 32, Few.SPREAD), fetches(20_000, 32)
         (False, True, True)
     """
-    return inputs > (_SMALLER if compact else _FASTER) * seen
+    return inputs > (_FASTER if few is Few.ZEROS else _SMALLER) * seen
 
 
 def fetch(graph: Computation, name: str, x: fx.Node, nodes: Nodes) -> fx.Node:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from pl_dendrites.core.fusing.cascade import add_cascade, coefficients, scales_of, spread_neurons
 from pl_dendrites.core.fusing.computation import Computation
-from pl_dendrites.core.fusing.fetch import Nodes, fetch, fetches
+from pl_dendrites.core.fusing.fetch import Few, Nodes, fetch, fetches
 from pl_dendrites.core.growth.block import Block
 from pl_dendrites.core.kinds import LinearConv, Sparse, Transposed, inputs_of, weight_of
 from pl_dendrites.core.kinds.linear_conv import like
@@ -31,7 +31,7 @@ class Affine(NamedTuple):
 
 @torch.no_grad()
 def fuse_private(
-    layer: nn.Module, kind: LinearConv, blocks: list[Block], affine: Affine | None = None, compact: bool = False
+    layer: nn.Module, kind: LinearConv, blocks: list[Block], affine: Affine | None = None, few: Few = Few.ZEROS
 ) -> fx.GraphModule:
     """One computation that does what a layer with private dendrites does.
 
@@ -40,7 +40,7 @@ def fuse_private(
         kind: the view that they have of it.
         blocks: the dendrites.
         affine: what follows on the layer, to be folded in.
-        compact: whether bytes count for more than time; convolutions have zeros for what a dendrite does not see.
+        few: how dendrites see a few of many inputs. Convolutions have zeros whatever this says.
 
     Returns:
         A module that is called as the layer is.
@@ -59,7 +59,7 @@ def fuse_private(
     merged, blocks = _merged(layer, kind, blocks)
     graph = Computation()
     x, *others = graph.arguments_of(layer)
-    apart = [_fetches(kind, block, compact) for block in blocks]
+    apart = [_fetches(kind, block, few) for block in blocks]
     own = _folded(merged, affine, kind)
     parts = [*(_rows(block, kind) for block, alone in zip(blocks, apart, strict=True) if not alone), own]
     made = like(layer, inputs_of(layer), sum(part.bias.numel() for part in parts), kind.groups, own.bias.device)
@@ -83,9 +83,9 @@ class _Rows(NamedTuple):
     bias: Tensor  # (groups, rows, C / groups)
 
 
-def _fetches(kind: LinearConv, block: Block, compact: bool) -> bool:
+def _fetches(kind: LinearConv, block: Block, few: Few) -> bool:
     sparse = block.kind if isinstance(block.kind, Sparse) and kind.dim == -1 else None
-    return sparse is not None and fetches(kind.inputs, sparse.fan_in, compact)
+    return sparse is not None and fetches(kind.inputs, sparse.fan_in, few)
 
 
 def _merged(layer: nn.Module, kind: LinearConv, blocks: list[Block]) -> tuple[_Rows, list[Block]]:
