@@ -14,7 +14,7 @@ __all__ = ["EXECUTORCH"]
 
 
 def _write(fused: nn.Module, inputs: Inputs, path: Path) -> None:
-    _lower(torch.export.export(fused, rows(inputs, 1), strict=False), path)
+    _lower(_program(fused, inputs), path)
 
 
 def _write_small(fused: nn.Module, inputs: Inputs, path: Path) -> None:
@@ -26,19 +26,27 @@ def _write_small(fused: nn.Module, inputs: Inputs, path: Path) -> None:
 
     one = rows(inputs, 1)
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    prepared = prepare_pt2e(torch.export.export(fused, one, strict=False).module(), quantizer)
+    prepared = prepare_pt2e(_program(fused, inputs).module(), quantizer)
     for example in _each(inputs):
         prepared(*example)
     _lower(torch.export.export(convert_pt2e(prepared), one, strict=False), path)
 
 
-def _lower(program: torch.export.ExportedProgram, path: Path) -> None:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+def _program(fused: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
     # Places are kept in few bits, and to widen them at every call takes longer than all else.
-    edge = to_edge_transform_and_lower(constant_prop_pass(program), partitioner=[XnnpackPartitioner()])
+    program: torch.export.ExportedProgram = constant_prop_pass(
+        torch.export.export(fused, rows(inputs, 1), strict=False)
+    )
+    return program
+
+
+def _lower(program: torch.export.ExportedProgram, path: Path) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     path.write_bytes(edge.to_executorch().buffer)
 
 
@@ -59,4 +67,4 @@ def _each(inputs: Inputs) -> list[Inputs]:
     return list(zip(*(value.split(1) for value in inputs), strict=True))
 
 
-EXECUTORCH = Format(".pte", _write, _load, ("executorch", "torchao"), _write_small, Few.FETCHED)
+EXECUTORCH = Format(".pte", _write, _load, ("executorch", "torchao"), _write_small, compact=Few.FETCHED)

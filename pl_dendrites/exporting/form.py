@@ -33,6 +33,8 @@ class Format:
         packages: names under which PyPI has, and Python imports, what this needs.
         write_small: the same in eight bits, or none. The inputs say what range each value has.
         compact: how it has the fewest bytes.
+        compact_small: the same in eight bits, which need not be computed in; ``None``: as ``compact``, by
+            ``write_small``.
     """
 
     ending: str
@@ -41,6 +43,7 @@ class Format:
     packages: tuple[str, ...] = ()
     write_small: Write | None = None
     compact: Few = Few.SPREAD
+    compact_small: Few | None = None
 
     def missing(self) -> list[str]:
         """Which of the packages are not installed."""

@@ -93,7 +93,8 @@ def export_fused(
             module, which needs the model's own classes to load, but not this package.
         int8: whether to compute in eight bits, with onnxruntime's static quantisation or ExecuTorch's.
         compact: as of :func:`~pl_dendrites.fuse`: smaller files of networks with shared dendrites, which ExecuTorch
-            takes a little longer for.
+            takes a little longer for. With ``int8`` ONNX then keeps what dendrites see by in eight bits, and computes
+            in 32.
 
     Returns:
         What was written, its size, its time and the difference; ``print`` shows it as a table. What eight bits may
@@ -114,7 +115,8 @@ def export_fused(
         True
     """
     inputs = _checked(inputs)
-    form, write = _writer(to, int8)
+    form = _form(to, int8)
+    few, write = _way(form, int8, compact)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = copy.deepcopy(model).cpu().eval()
@@ -125,7 +127,7 @@ def export_fused(
     expected = run_plain(inputs)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, _one_thread():
         part = Path(folder) / f"part{form.ending}"
-        write(fuse_with(plain, form.compact if compact else Few.ZEROS), inputs, part)
+        write(fuse_with(plain, few), inputs, part)
         run = form.load(part)
         difference, largest = _compare(run(inputs), expected, float("inf") if int8 else _TOLERANCE)
         times = _microseconds((run, run_plain), rows(inputs, 1))
@@ -142,11 +144,10 @@ def _checked(inputs: Tensor | Sequence[Tensor]) -> Inputs:
     return tuple(value.detach().cpu() for value in given)
 
 
-def _writer(to: str, int8: bool) -> tuple[Format, Write]:
+def _form(to: str, int8: bool) -> Format:
     check_one_of("to", to, FORMATS)
     form = FORMATS[to]
-    write = form.write_small if int8 else form.write
-    if write is None:
+    if int8 and form.write_small is None:
         small = " or ".join(name for name, other in FORMATS.items() if other.write_small)
         raise ValueError(
             f"int8 is for {small}, not for {to}; for it, torchao's quantize_ takes what `fuse(model)` returns"
@@ -155,7 +156,14 @@ def _writer(to: str, int8: bool) -> tuple[Format, Write]:
         raise ModuleNotFoundError(
             f"{to} needs what is not installed: pip install {' '.join(form.missing())}", name=form.missing()[0]
         )
-    return form, write
+    return form
+
+
+def _way(form: Format, int8: bool, compact: bool) -> tuple[Few, Write]:
+    if int8 and compact and form.compact_small is not None:
+        return form.compact_small, form.write
+    few = form.compact if compact else Few.ZEROS
+    return few, form.write_small if int8 and form.write_small is not None else form.write
 
 
 def _compare(answers: list[Tensor], expected: list[Tensor], tolerance: float) -> tuple[float, float]:

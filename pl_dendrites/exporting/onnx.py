@@ -9,14 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from pl_dendrites.core.fusing.fetch import Few
 from pl_dendrites.exporting.form import Format, Inputs, Run, program_of, rows
 
 __all__ = ["ONNX"]
 
+# Bytes of what may be computed when the file is written; what was made narrow would be wide again. onnxruntime computes
+# the rest when it loads the file.
+_SMALL = 512
+
 
 def _write(fused: nn.Module, inputs: Inputs, path: Path) -> None:
-    program = torch.onnx.export(program_of(fused, inputs), rows(inputs, 2), verbose=False)
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript.optimizer import optimize
+
+    program = torch.onnx.export(program_of(fused, inputs), rows(inputs, 2), optimize=False, verbose=False)
     assert program is not None
+    optimize(program.model, input_size_limit=_SMALL)
+    ClearMetadataAndDocStringPass()(program.model)  # which line of Python made each node: as large as a small network
     program.save(str(path))
 
 
@@ -64,4 +74,4 @@ class _Reader:
         return next(self._feeds, None)
 
 
-ONNX = Format(".onnx", _write, _load, ("onnx", "onnxscript", "onnxruntime"), _write_small)
+ONNX = Format(".onnx", _write, _load, ("onnx", "onnxscript", "onnxruntime"), _write_small, compact_small=Few.NARROW)

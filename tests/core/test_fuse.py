@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_dendrites.core import Form, Soma, UnitSet, attach, attach_shared, fuse
+from pl_dendrites.core.fuse import fuse_with
+from pl_dendrites.core.fusing.fetch import Few
 from tests.core.helpers import grow, output_of, randomise
 from tests.core.test_stacks import LAYERS_WITH_MIXTURES, make_layer, random_input
 from tests.layer_table import Causal, Conv1D
@@ -128,6 +130,17 @@ def test_shared_dendrites_that_feed_few_of_many_outputs() -> None:
     model = shared(Soma(20, 30), "", x, wanted, wanted)
     fused = assert_fused(model, x, compact=True)
     assert sum(p.numel() for p in fused.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("few", "most"), [(Few.FETCHED, 1e-5), (Few.NARROW, 0.02), (Few.SPREAD, 1e-5)])
+def test_fields_are_kept_as_they_are_best_for_what_runs_them(few: Few, most: float) -> None:
+    x = torch.randn(64, 100)
+    model = shared(Soma(100, 3), "", x, UnitSet(units=6, field=4))
+    fused, out = fuse_with(model, few), model(x)
+    assert (fused(x) - out).abs().max() < most * out.abs().max()
+    kept = {value.dtype: value.numel() for value in fused.state_dict().values() if value.shape == (6, 4)}
+    assert (torch.int8 in kept) is (few is Few.NARROW)
+    assert max(value.numel() for value in fused.state_dict().values()) < 100, "no zeros are kept"
 
 
 def test_shared_dendrites_around_images_and_other_positions() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_dendrites import DendriteCallback, export_fused, fuse
-from pl_dendrites.core import Soma
+from pl_dendrites.core import Soma, UnitSet, attach_shared
 from tests.core.test_fuse_recurrent import grown_net, in_steps
 from tests.core.test_tools import network, off
 from tests.models import QUIET
@@ -222,3 +222,26 @@ def test_what_export_fused_writes(kind: str, int8: bool, grown: nn.Module, tmp_p
     assert (exported.largest_difference < 1e-4 * exported.largest_answer) is not int8
     assert exported.bytes == path.stat().st_size
     assert not list(tmp_path.glob(".grown*"))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "executorch"])
+def test_files_of_few_inputs_are_small_in_eight_bits_too(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip({"onnx": "onnxruntime", "executorch": "executorch.exir"}[kind])
+    x, plain, grown = (
+        torch.rand(64, 784),
+        nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)),
+        Soma(784, 10),
+    )
+    network = attach_shared(grown)
+    grown(x)
+    network.set_next(UnitSet(units=141, field=32))
+    network.start_candidates()
+    (grown(x) - x[:, :10]).square().sum().backward()
+    network.integrate()
+
+    def size(model: nn.Module, **how: bool) -> int:
+        return export_fused(model.eval(), tmp_path / "net", x, to=kind, **how).bytes
+
+    assert size(plain, int8=True) < 0.27 * size(plain)
+    assert size(grown, compact=True) < 0.1 * size(plain)
+    assert size(grown, compact=True, int8=True) < 0.2 * size(plain, int8=True)

@@ -69,7 +69,7 @@ def _units(graph: Computation, name: str, x: fx.Node, blocks: Sequence[SharedBlo
     if apart and (few is Few.FETCHED or fetches(form.inputs, form.field)):
         potentials = fetch(graph, name, x, Nodes(field, weight, bias))
     elif apart:
-        matrix = spread(graph, name, weight, field, form.inputs)
+        matrix = spread(graph, name, (weight, field), form.inputs, few)
         potentials = graph.call(F.linear, x, matrix, graph.value(f"{name}_bias", bias))
     else:
         potentials = graph.run(name, _linear(spread_out(weight, field, form.inputs), bias), x)
@@ -83,7 +83,7 @@ def _fed(graph: Computation, hidden: fx.Node, blocks: Sequence[SharedBlock], bia
     feeds = {block.form.feeds for block in blocks}
     if len(feeds) == 1 and fetches(outputs, next(iter(feeds)) or outputs, Few.SPREAD):
         places = torch.cat([block.feeds for block in blocks if block.feeds is not None])
-        fed = graph.call(torch.matmul, hidden, spread(graph, "out", torch.cat(weights), places, outputs))
+        fed = graph.call(torch.matmul, hidden, spread(graph, "out", (torch.cat(weights), places), outputs))
         return fed if bias is None else graph.call(torch.add, fed, graph.value("bias", bias))
     whole = [w if b.feeds is None else spread_out(w, b.feeds, outputs) for w, b in zip(weights, blocks, strict=True)]
     return graph.run("out", _linear(torch.cat(whole).T, bias), hidden)

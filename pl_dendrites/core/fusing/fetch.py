@@ -24,11 +24,13 @@ class Few(Enum):
     Attributes:
         ZEROS: with zeros for all others, which takes least time.
         SPREAD: values and places are kept, and zeros put between them at every call.
+        NARROW: the same, and values are kept in eight bits, with a scale for each node.
         FETCHED: values and places are kept, and the inputs looked up, which takes less time with one example.
     """
 
     ZEROS = "zeros"
     SPREAD = "spread"
+    NARROW = "narrow"
     FETCHED = "fetched"
 
 
@@ -79,22 +81,29 @@ def fetch(graph: Computation, name: str, x: fx.Node, nodes: Nodes) -> fx.Node:
     return graph.call(torch.add, sums, graph.value(f"{name}_bias", nodes.bias))
 
 
-def spread(graph: Computation, name: str, values: Tensor, places: Tensor, size: int) -> fx.Node:
+def spread(graph: Computation, name: str, rows: tuple[Tensor, Tensor], size: int, few: Few = Few.SPREAD) -> fx.Node:
     """Rows of values at their places among zeros, made whenever it is called; kept are values and places alone.
 
     Args:
         graph: the computation.
         name: what they are called.
-        values: shape ``(M, f)``.
-        places: shape ``(M, f)``.
+        rows: values and their places, each of shape ``(M, f)``.
         size: of a row.
+        few: whether values are kept in eight bits.
 
     Returns:
         Shape ``(M, size)``.
     """
-    given = graph.value(f"{name}_values", values)
+    values, places = rows
+    given = _narrow_values(graph, name, values) if few is Few.NARROW else graph.value(f"{name}_values", values)
     index = graph.method("long", narrow_index(graph, f"{name}_places", places))
     return graph.method("scatter", graph.method("new_zeros", given, (len(values), size)), 1, index, given)
+
+
+def _narrow_values(graph: Computation, name: str, values: Tensor) -> fx.Node:
+    scale = values.abs().amax(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny) / 127
+    kept = graph.value(f"{name}_values", (values / scale).round().to(torch.int8))
+    return graph.call(torch.mul, graph.method("to", kept, values.dtype), graph.value(f"{name}_scale", scale))
 
 
 def narrow_index(graph: Computation, name: str, places: Tensor) -> fx.Node:
