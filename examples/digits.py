@@ -81,7 +81,7 @@ def main() -> None:
     report = parser.parse_args().report
     torch.set_num_threads(1)
     hidden = 8
-    dendrites = DendriteCallback("val_loss", max_dendrites=3, patience=10)
+    dendrites = DendriteCallback("val_loss", max_dendrites=3)
     grown = train(hidden, dendrites)
 
     # The controls have as many epochs; the callback only keeps the best network for them, as it does for the other.

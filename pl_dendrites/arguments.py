@@ -32,7 +32,7 @@ _BOUNDS: dict[str, float] = {
     "sets": 1,
     "growth_epochs": 1,
 }
-_OPTIONAL = ("base_epochs", "growth_epochs", "candidates")
+_OPTIONAL = ("base_epochs", "growth_epochs", "candidates", "min_delta")
 
 # Arguments that are the phase machine's.
 _DECIDE = (

@@ -97,14 +97,15 @@ class DendriteCallback(pl.Callback):
             ``"sharp_gelu"``, which is between the last two; ``None``: that for shared dendrites; for private ones tanh
             where they are frozen, GELU where they learn by gradient.
         patience: a base phase ends after so many validations without improvement.
-        min_delta: smallest change of the score that counts as improvement.
+        min_delta: smallest change of the score that counts as improvement. ``None``: any keeps a set; a base phase goes
+            on with a hundredth of what it gained since its first score, or with any if it is the last.
         min_delta_mode: whether ``min_delta`` is an absolute change (``"abs"``) or a share of the score to beat
             (``"rel"``).
         base_epochs: fixed length of a base phase in epochs, instead of ``patience``; a base phase in which nothing was
             measured yet, for validations are rarer, waits for a score.
-        correlation_patience: a correlation phase ends when in so many epochs no neuron's correlation rose by
-            ``correlation_min_delta``.
-        correlation_min_delta: smallest rise of a correlation that counts, as a share of it.
+        correlation_patience: a correlation phase ends when in so many epochs the correlations of no layer rose, in the
+            mean of its neurons, by ``correlation_min_delta``.
+        correlation_min_delta: smallest rise that counts, as a share of that mean.
         max_correlation_epochs: a correlation phase ends after so many epochs at the latest.
         skip_validation: do not validate in correlation phases, in which the network stands still and its scores with
             it. What other callbacks do when a validation ends, saving checkpoints above all, is skipped too.
@@ -170,11 +171,11 @@ class DendriteCallback(pl.Callback):
         fan_in: int | float | None = None,
         share: float = 1.0,
         activation: Literal["tanh", "sigmoid", "relu", "gelu", "sharp_gelu"] | None = None,
-        patience: int = 10,
-        min_delta: float = 0.0,
+        patience: int = 5,
+        min_delta: float | None = None,
         min_delta_mode: Literal["abs", "rel"] = "abs",
         base_epochs: int | None = None,
-        correlation_patience: int = 5,
+        correlation_patience: int = 2,
         correlation_min_delta: float = 0.05,
         max_correlation_epochs: int = 40,
         skip_validation: bool = False,

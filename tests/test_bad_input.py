@@ -151,7 +151,7 @@ def test_a_set_whose_score_is_not_finite_is_discarded(value: float, settings: di
     record = dendrites.history[-1]
     assert (record["phase"], record["cycle"], record["accepted"], record["score"]) == ("base", 1, False, None)
     assert record["dendrites"] == 1
-    assert "1 sets in a row did not help" in dendrites.stop_reason
+    assert "the set did not help" in dendrites.stop_reason
     assert dendrites.num_dendrites == 0
     first = [pair for pair in watch.seen if not any("dendrites" in key for key in pair[1])]
     assert same_bits(bits(model), min(first, key=lambda pair: pair[0])[1])
@@ -211,7 +211,8 @@ ARGUMENTS = [
     *[("share", value, "a number above 0 and up to 1") for value in (0, -0.5, 1.5, True, "3", NAN, None)],
     *[(name, value, "an integer of at least 1") for name in INTEGERS_FROM_1 for value in (0, 1.0, True, "3", NAN)],
     *[(name, value, "an integer of at least 0") for name in INTEGERS_FROM_0 for value in (-1, 2.0, False, None, INF)],
-    *[(name, value, "a number of at least 0") for name in NUMBERS for value in (-0.1, NAN, INF, True, "0.1", None)],
+    *[(name, value, "a number of at least 0") for name in NUMBERS for value in (-0.1, NAN, INF, True, "0.1")],
+    ("correlation_min_delta", None, "a number of at least 0"),
     *[("mode", value, "one of ['min', 'max']") for value in ("maximum", "", None, 1)],
     *[("min_delta_mode", value, "one of ['abs', 'rel']") for value in ("relative", None)],
     *[("learning", value, "one of ['correlation'") for value in ("perforated", 7)],

@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-# Of every fit's DendriteCallback, with dendrites or without; a task may say otherwise.
-ALWAYS = {"monitor": "loss", "max_dendrites": 3, "patience": 12, "verbose": False}
+# Of every fit's DendriteCallback, with dendrites or without; a task may say otherwise. What is recorded is from before
+# there were defaults that end phases earlier.
+ALWAYS = {
+    "monitor": "loss",
+    "max_dendrites": 3,
+    "patience": 12,
+    "min_delta": 0.0,
+    "correlation_patience": 5,
+    "verbose": False,
+}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ __all__ = ["Decision", "PhaseMachine"]
 # So much of all that the training loss fell in a base phase came after its best score. A share of a fall, and not of
 # the loss itself, for what a loss is counted from means nothing: a constant may be in it, and it may be below zero.
 _OVERFIT = 1 / 3
+# And so much of what a base phase gained counts as going on, where more sets are to come.
+_GAIN = 0.01
 
 _Change = Literal["correlate", "prune", "integrate", "grow"]
 
@@ -76,10 +78,11 @@ class PhaseMachine:
         score_name: what messages call the score.
         max_dendrites: most dendrites per neuron.
         patience: a base phase ends after so many scores without improvement over its own best.
-        min_delta: smallest change that counts as improvement.
+        min_delta: smallest change that counts as improvement. ``None``: for a set any; for the patience of a base phase
+            a hundredth of what it gained since its first score, or any in the last.
         min_delta_mode: ``"abs"``, or ``"rel"``: as a share of the score to beat.
         base_epochs: length of a base phase in epochs, instead of ``patience``; one without any score waits for it.
-        correlation_patience: a correlation phase ends after so many epochs in which no correlation rose.
+        correlation_patience: a correlation phase ends after so many epochs in which correlations did not rise.
         max_correlation_epochs: and after so many at the latest.
         max_tries: new sets tried after one that did not help.
         correlation: whether there are correlation phases; if not, each base phase follows the one before.
@@ -112,11 +115,11 @@ class PhaseMachine:
         *,
         score_name: str = "score",
         max_dendrites: int = 5,
-        patience: int = 10,
-        min_delta: float = 0.0,
+        patience: int = 5,
+        min_delta: float | None = None,
         min_delta_mode: Literal["abs", "rel"] = "abs",
         base_epochs: int | None = None,
-        correlation_patience: int = 5,
+        correlation_patience: int = 2,
         max_correlation_epochs: int = 40,
         max_tries: int = 1,
         correlation: bool = True,
@@ -244,7 +247,7 @@ class PhaseMachine:
             state.best, state.on_trial = score, False
         if finite and (state.phase_best is None or self._gain(score, state.phase_best) > 0):
             state.phase_best, state.best_is_new = score, True
-        if finite and (state.reference is None or self._improves(score, state.reference)):
+        if finite and (state.reference is None or self._goes_on(score, state.reference)):
             state.reference, state.waited = score, 0
         else:
             state.waited += 1
@@ -391,7 +394,14 @@ class PhaseMachine:
         return self._sign * (score - other)
 
     def _improves(self, score: float, other: float) -> bool:
-        return self._gain(score, other) > self._min_delta * (abs(other) if self._relative else 1.0)
+        least = self._min_delta or 0.0
+        return self._gain(score, other) > least * (abs(other) if self._relative else 1.0)
+
+    def _goes_on(self, score: float, other: float) -> bool:
+        if self._min_delta is not None or self._state.dendrites >= self._max_dendrites:
+            return self._improves(score, other)
+        first = next((value for value in self._state.scores if value is not None), other)
+        return self._gain(score, other) > _GAIN * max(self._gain(other, first), 0.0)
 
     def _beats_best(self, score: float) -> bool:
         best = self._state.best
@@ -416,7 +426,8 @@ class PhaseMachine:
         if state.on_trial:
             state.failures += 1
             if state.failures > self._max_tries:
-                return self._halt(f"{why}; {state.failures} sets in a row did not help", is_best)
+                which = "the set" if state.failures == 1 else f"{state.failures} sets in a row"
+                return self._halt(f"{why}; {which} did not help", is_best)
             return self._switch(
                 self._after_base, f"{why}; the set did not help and is discarded, a new one is tried", is_best
             )

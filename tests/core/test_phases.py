@@ -84,6 +84,11 @@ SCENARIOS = [
     pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [10, 11.5, 12, 12.7], "+ + + +", 0, id="rel-enough"),
     pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [-10, -9.5, -8.9, -8.9], "+ + + -", 0, id="rel-negative"),
     pytest.param({"min_delta": 0.1, "min_delta_mode": "rel"}, [0, 1e-9, 1e-8, 1e-8], "+ + + -", 0, id="rel-zero"),
+    pytest.param({}, [0, 1, 1.005, 1.009], "+ + + +grow", 1, id="less-than-a-hundredth-of-the-gain"),
+    pytest.param({}, [900, 901, 901.005, 901.009], "+ + + +grow", 1, id="whatever-scores-are-counted-from"),
+    pytest.param({}, [0, 1, 1.02, 1.04], "+ + + +", 0, id="more-than-a-hundredth-of-the-gain"),
+    pytest.param({}, [0, 1, 1, 1, 1.001, 1.001, 1.001], "+ + - grow + - grow", 2, id="any-gain-keeps-a-set"),
+    pytest.param({"max_dendrites": 0}, [0, 1, 1.005, 1.009, 1.012], "+ + + + +", 0, id="any-gain-goes-on-in-the-last"),
     pytest.param({"base_epochs": 2}, [1, 2, 3, 4, 5, 6], "+ +grow + +grow + +stop", 2, id="fixed-length"),
     pytest.param(
         {"base_epochs": 3}, [1, 1, 1, 1, 1, 1, 1, 1, 1], "+ - grow - - grow - - stop", 1, id="fixed-length-no-gain"
@@ -249,7 +254,7 @@ def test_reasons_name_what_decided() -> None:
         "no improvement in 2 validations; 2 sets in a row did not help",
         "2 epochs are over; 2 sets in a row did not help",
         "no improvement in 2 validations; max_dendrites=0 is reached",
-        "no improvement in 2 validations; 1 sets in a row did not help",
+        "no improvement in 2 validations; the set did not help",
     ]
     machine = PhaseMachine("max", patience=1, correlation_patience=2, max_correlation_epochs=2)
     decide(machine)
@@ -316,7 +321,7 @@ OPTIONS = st.fixed_dictionaries(
         "mode": st.sampled_from(["min", "max"]),
         "max_dendrites": st.integers(0, 3),
         "patience": st.integers(1, 3),
-        "min_delta": st.sampled_from([0.0, 0.5]),
+        "min_delta": st.sampled_from([None, 0.0, 0.5]),
         "min_delta_mode": st.sampled_from(["abs", "rel"]),
         "base_epochs": st.none() | st.integers(1, 3),
         "correlation_patience": st.integers(1, 2),
@@ -366,7 +371,7 @@ def test_whatever_the_scores(options: dict[str, Any], epochs: list[tuple[float, 
         except ValueError:
             assert not seen
             return
-        if seen and options["min_delta"] == 0:
+        if seen and not options["min_delta"]:
             assert machine.best == better(seen)
         assert machine.best is None or machine.best in seen
         assert sum(d.kind != "continue" for d in decisions) <= 1

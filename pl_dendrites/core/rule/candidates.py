@@ -288,19 +288,21 @@ class Candidates(nn.Module):
 
     @torch.no_grad()
     def rose(self, min_delta: float) -> bool:
-        """Whether the best correlation of any neuron rose by a share of its reference, which then moves up to it.
+        """Whether the neurons' best correlations rose, in their mean, by a share of their references.
+
+        The references then move up to them. A mean, for each neuron's best candidate may go on changing for ever
+        between some that are about as good.
 
         Args:
             min_delta: the share.
 
         Returns:
-            True if a neuron's best absolute correlation is above ``(1 + min_delta)`` times its reference.
+            True if the mean of the best absolute correlations is above ``(1 + min_delta)`` times that of the references.
         """
         best = self.correlation().abs().amax(0)
-        reference = self.reference
-        risen = best > reference * (1 + min_delta)
-        reference.copy_(torch.where(risen, best, reference))
-        return bool(risen.any())
+        risen = best.mean() > self.reference.mean() * (1 + min_delta)
+        self.reference.copy_(torch.where(risen, best, self.reference))
+        return bool(risen)
 
     @torch.no_grad()
     def reset(self) -> None:
