@@ -297,7 +297,7 @@ class Candidates(nn.Module):
             min_delta: the share.
 
         Returns:
-            True if the mean of the best absolute correlations is above ``(1 + min_delta)`` times that of the references.
+            True if the mean of the best absolute correlations is above ``1 + min_delta`` times that of the references.
         """
         best = self.correlation().abs().amax(0)
         risen = best.mean() > self.reference.mean() * (1 + min_delta)
