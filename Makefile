@@ -45,6 +45,9 @@ LOGGERS_VENV_STAMP := $(LOGGERS)/.made
 LOGGERS_STAMP := $(LOGGERS)/.installed
 DIST_STAMP := $(VENV)/.installed-dist
 
+# pytest keeps what it made of the files of tests beside them; to make it again takes each of its processes ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-all test-slow test-faults test-gpu test-browser test-third-party test-byol test-loaders test-loggers test-pretrained test-routes test-lowest test-versions test-dist lint docs notebooks clean
 .NOTPARALLEL:
 

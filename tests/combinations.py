@@ -219,7 +219,7 @@ COMBINATIONS = {
     ),
     "several validation loaders": Combination(data=two_validations, callback={"monitor": "val_loss/dataloader_idx_1"}),
     "no sanity check": Combination(trainer={"num_sanity_val_steps": 0}),
-    "limited batches": Combination(trainer={"limit_train_batches": 3, "limit_val_batches": 2}),
+    "limited batches": Combination(trainer={"limit_train_batches": 3, "limit_val_batches": 1}),
     "overfit_batches": Combination(trainer={"overfit_batches": 2}),
     "max_steps": Combination(trainer={"max_steps": 50}),
     "stream": Combination(data=streamed),

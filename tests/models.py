@@ -70,11 +70,11 @@ def quick(monitor: str = "val_loss", **settings: Any) -> DendriteCallback:
 
 
 def loaders(batch_size: int = 32) -> tuple[DataLoader, DataLoader]:
-    """A small problem that a linear network cannot solve, in a fixed order: four batches an epoch."""
+    """A small problem that no linear network solves, in a fixed order: four batches an epoch, two for validation."""
     x = torch.randn(256, 4, generator=torch.Generator().manual_seed(1))
     y = (x[:, :2].prod(1) > 0).long()
     train, val = TensorDataset(x[:128], y[:128]), TensorDataset(x[128:], y[128:])
-    return DataLoader(train, batch_size), DataLoader(val, batch_size)
+    return DataLoader(train, batch_size), DataLoader(val, 2 * batch_size)
 
 
 class Classifier(L.LightningModule):

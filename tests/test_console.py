@@ -8,38 +8,41 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from pl_dendrites.reporting.tables import summary_table
 from pl_dendrites.reporting.verdicts import result_line, set_line
-from tests.models import classifier, quick, train
+from tests.models import Classifier, classifier, quick, train
+from tests.processes import process
 
 WIDTH = 80
 
-# One process for both bars: to import Lightning takes longer than the fits. Its logger's handler must find a terminal.
-FITS = """
-import torch
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from tests.models import Classifier, quick, train
 
 class Model(Classifier):
-    def training_step(self, batch, batch_idx):
+    """One with a metric of its own on the bar."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
         self.log("mine", loss, prog_bar=True)
         return loss
 
-for bar in (RichProgressBar(), TQDMProgressBar(refresh_rate=4)):
-    print(type(bar).__name__, flush=True)
-    torch.manual_seed(0)
-    dendrites = quick(verbose=True, max_dendrites=1, base_epochs=1, max_correlation_epochs=1)
-    train(Model(), dendrites, bar, enable_progress_bar=True)
-"""
+
+def fits() -> None:
+    """Beside each of the two bars."""
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        os.environ.pop(name, None)
+    os.environ["TERM"] = "xterm"
+    for bar in (RichProgressBar(), TQDMProgressBar(refresh_rate=4)):
+        print(type(bar).__name__)  # noqa: T201
+        torch.manual_seed(0)
+        dendrites = quick(verbose=True, max_dendrites=1, base_epochs=1, max_correlation_epochs=1)
+        train(Model(), dendrites, bar, enable_progress_bar=True)
 
 
 class Screen:
@@ -83,35 +86,29 @@ class Screen:
         return lines
 
 
-def on_a_terminal(program: str) -> str:
-    """All that a program writes to a terminal of 80 columns."""
+def on_a_terminal(main: Callable[[], None]) -> str:
+    """All that a process writes to a terminal of 80 columns."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
-    settings = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program],
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        env={**settings, "TERM": "xterm"},
-        cwd=Path(__file__).parents[1],
-    )
-    os.close(its)
-    written = b""
+    writer = process(os.ttyname(its), main)
+    writer.start()
+    written = os.read(ours, 65536)
+    os.close(its)  # the writer has opened it
     try:
         while chunk := os.read(ours, 65536):
             written += chunk
     except OSError:  # how Linux says that nobody is left at the other end
         pass
     os.close(ours)
-    assert process.wait() == 0, written.decode()
+    writer.join()
+    assert writer.exitcode == 0, written.decode()
     return written.decode()
 
 
 @pytest.fixture(scope="module")
 def terminal() -> dict[str, str]:
     """What was written beside each bar."""
-    text = on_a_terminal(FITS)
+    text = on_a_terminal(fits)
     start, end = text.index("RichProgressBar\r\n"), text.index("TQDMProgressBar\r\n")
     return {"rich": text[start:end], "tqdm": text[end:]}
 

@@ -11,8 +11,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from pl_dendrites import DendriteCallback, load_from_checkpoint
 from pl_dendrites.core.growth.hooks import add_dendrites
 from tests.faults import kill
 from tests.models import QUIET, Classifier, bits, classifier, half, loaders, optimizer_bits, quick, same_bits, train
+from tests.processes import process
 
 EPOCHS = 9
 # With phases of two epochs each.
@@ -170,12 +169,13 @@ def test_a_signal_leaves_the_best_model_and_a_checkpoint_that_goes_on(number: in
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
-def test_killed_runs_go_on_as_if_nothing_had_happened(kills: int) -> None:
+def test_killed_runs_go_on_as_if_nothing_had_happened(kills: int, tmp_path: Path) -> None:
     """A few kills; `make test-faults` has fifty. In a process of its own, which forks: this one may have threads."""
-    command = [sys.executable, "-m", "tests.faults.kill", "--kills", str(kills)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith(f"{kills} of {kills} ended with the uninterrupted run's result.\n")
+    killing = process(tmp_path / "told", kill.main, "--kills", str(kills))
+    killing.start()
+    killing.join()
+    told = (tmp_path / "told").read_text()
+    assert told.endswith(f"{kills} of {kills} ended with the uninterrupted run's result.\n"), told
 
 
 # -- a full disk --------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """A folder with checkpoints, the runs of one process by name, and those of each of two."""
     folder = tmp_path_factory.mktemp("runs")
     one = {name: fit(setting, None, folder / "one" / name) for name, setting in SETTINGS.items()}
-    with launch(folder, *SETTINGS, module="tests.sharded") as wait:
+    with launch(sharded.main, folder, SETTINGS) as wait:
         errors = wait(120)
     assert all((folder / f"{name} {rank}.pt").exists() for name in SETTINGS for rank in range(2)), errors
     load = {"weights_only": False}

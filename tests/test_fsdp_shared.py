@@ -10,7 +10,7 @@ import torch
 
 from pl_dendrites import load_from_checkpoint
 from tests.models import same_bits
-from tests.sharded import LONG, fit
+from tests.sharded import LONG, fit, main
 from tests.test_ddp import assert_close, difference
 from tests.together import double_precision, launch
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder with checkpoints, and by name the runs of each of two processes."""
     folder = tmp_path_factory.mktemp("runs")
-    with launch(folder, *LONG, module="tests.sharded") as wait:
+    with launch(main, folder, LONG) as wait:
         errors = wait(200)
     assert all((folder / f"{name} {rank}.pt").exists() for name in LONG for rank in range(2)), errors
     load = {"weights_only": False}

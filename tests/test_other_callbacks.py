@@ -43,6 +43,7 @@ from torch.utils.data import DataLoader
 from pl_dendrites import DendriteCallback, load_from_checkpoint
 from tests.models import AVERAGING, QUIET, Classifier, bits, classifier, loaders, quick, same_bits, train
 
+# Of finders, which Lightning moves to the start of the list, and of what saves, to its end, one place will do.
 BEFORE_AND_AFTER = pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 
 
@@ -105,18 +106,16 @@ def test_it_changes_nothing(name: str, before: bool, tmp_path: Path) -> None:
     assert same_bits(bits(same), weights)
 
 
-@BEFORE_AND_AFTER
-def test_the_best_of_modelcheckpoint_is_a_real_model_under_its_true_score(before: bool, tmp_path: Path) -> None:
+def test_the_best_of_modelcheckpoint_is_a_real_model_under_its_true_score(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, monitor="val_loss", mode="min", save_last=True, save_top_k=3)
     dendrites = quick()
-    fit(keep, before, dendrites, enable_checkpointing=True)
+    train(classifier(), keep, dendrites, enable_checkpointing=True)
     assert keep.best_model_score.item() == dendrites.best_model_score
     for path, score in keep.best_k_models.items():
         assert validated(load_from_checkpoint(Classifier, path)) == score.item()
     load_from_checkpoint(Classifier, keep.last_model_path)
 
 
-@BEFORE_AND_AFTER
 @pytest.mark.parametrize(
     "settings",
     [
@@ -127,9 +126,9 @@ def test_the_best_of_modelcheckpoint_is_a_real_model_under_its_true_score(before
     ],
     ids=lambda settings: next(iter(settings)) + str(next(iter(settings.values()))),
 )
-def test_every_file_of_modelcheckpoint_loads(settings: dict[str, Any], before: bool, tmp_path: Path) -> None:
-    dendrites = quick()
-    trainer = fit(ModelCheckpoint(tmp_path, save_top_k=-1, **settings), before, dendrites, enable_checkpointing=True)
+def test_every_file_of_modelcheckpoint_loads(settings: dict[str, Any], tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_top_k=-1, **settings)
+    trainer = train(classifier(), saver, quick(), enable_checkpointing=True)
     files = list(tmp_path.glob("*.ckpt"))
     assert len(files) >= min(trainer.current_epoch, trainer.global_step // 3)
     counts = {load_from_checkpoint(Classifier, file).net[0] for file in files}
@@ -198,15 +197,14 @@ def tunable() -> Tunable:
     return Tunable()
 
 
-@BEFORE_AND_AFTER
-def test_growth_works_with_the_learning_rate_that_a_finder_found(before: bool) -> None:
+def test_growth_works_with_the_learning_rate_that_a_finder_found() -> None:
     """Before version 2.5.4 Lightning does not tell the optimizer of it; nor does it then beside us."""
 
     def rates(model: Tunable, trainer: L.Trainer) -> tuple[float, float]:
         return model.learning_rate, trainer.optimizers[0].param_groups[0]["lr"]
 
     dendrites, model, plain = quick(), tunable(), tunable()
-    trainer = fit(LearningRateFinder(num_training_steps=20), before, dendrites, model)
+    trainer = train(model, dendrites, LearningRateFinder(num_training_steps=20))
     without = train(plain, LearningRateFinder(num_training_steps=20), max_epochs=6)
     assert model.learning_rate != 0.02
     assert rates(model, trainer) == rates(plain, without)
@@ -249,14 +247,12 @@ class Data(L.LightningDataModule):
         return DataLoader(loaders()[1].dataset, self.batch_size)
 
 
-@BEFORE_AND_AFTER
-def test_growth_works_with_the_batch_size_that_a_finder_found(before: bool) -> None:
+def test_growth_works_with_the_batch_size_that_a_finder_found() -> None:
     without = Data()
     plain = L.Trainer(callbacks=[BatchSizeFinder(max_trials=3)], **(QUIET | {"max_epochs": 1}))
     plain.fit(classifier(), datamodule=without)
     dendrites, model, data = quick(max_dendrites=1), classifier(), Data()
-    callbacks = [BatchSizeFinder(max_trials=3), dendrites]
-    trainer = L.Trainer(callbacks=callbacks if before else callbacks[::-1], **(QUIET | {"max_epochs": -1}))
+    trainer = L.Trainer(callbacks=[dendrites, BatchSizeFinder(max_trials=3)], **(QUIET | {"max_epochs": -1}))
     trainer.fit(model, datamodule=data)
     assert data.batch_size == without.batch_size > 4
     assert [record["epochs"] for record in dendrites.history] == [2, 2, 2]
@@ -264,23 +260,17 @@ def test_growth_works_with_the_batch_size_that_a_finder_found(before: bool) -> N
     assert score == dendrites.best_model_score
 
 
-@BEFORE_AND_AFTER
 @pytest.mark.parametrize("cycle", [0, 1])
-def test_on_exception_checkpoint_goes_on(cycle: int, before: bool, tmp_path: Path) -> None:
+def test_on_exception_checkpoint_goes_on(cycle: int, tmp_path: Path) -> None:
     def fail(*_: Any) -> None:
         if dendrites.cycle == cycle:
             raise OSError("the disk")
 
     whole, dendrites, again = quick(), quick(), quick()
     train(classifier(), whole)
-    callbacks = [OnExceptionCheckpoint(tmp_path), dendrites]
+    callbacks = [OnExceptionCheckpoint(tmp_path), dendrites, LambdaCallback(on_train_epoch_end=fail)]
     with pytest.raises(OSError, match="the disk"):
-        train(
-            classifier(),
-            *(callbacks if before else callbacks[::-1]),
-            LambdaCallback(on_train_epoch_end=fail),
-            enable_checkpointing=True,
-        )
+        train(classifier(), *callbacks, enable_checkpointing=True)
     load_from_checkpoint(Classifier, tmp_path / "on_exception.ckpt")
     train(classifier(), again, ckpt_path=tmp_path / "on_exception.ckpt")
     assert again.num_dendrites == whole.num_dendrites > 0

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import pl_dendrites
-from pl_dendrites import attach
+from pl_dendrites import DendriteCallback, attach
 from tests.models import Classifier, loaders
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,8 @@ def test_every_block_in_the_order_of_the_page(page: Path, checkpoint: Path, monk
     shutil.copy(checkpoint, "best.ckpt")
     make = L.Trainer.__init__  # a bar takes longer than an epoch here
     monkeypatch.setattr(L.Trainer, "__init__", lambda *a, **k: make(*a, **{**k, "enable_progress_bar": False}))
+    grow = DendriteCallback.__init__  # who names no patience waits for two validations instead of ten
+    monkeypatch.setattr(DendriteCallback, "__init__", wraps(grow)(lambda *a, **k: grow(*a, **{"patience": 2, **k})))
     with seeded(0):
         names: dict[str, Any] = {"model": MyModel(), "datamodule": Data(), "MyModel": MyModel}
         for line, kind, code in blocks(page):

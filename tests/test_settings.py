@@ -42,10 +42,10 @@ GROWS: dict[str, tuple[dict[str, Any] | Callable[[], dict[str, Any]], dict[str, 
     ),
     "validation in every other epoch": ({"check_val_every_n_epoch": 2}, {}, loaders),
     "overfit_batches": ({"overfit_batches": 2}, {}, loaders),
-    "limited batches": ({"limit_train_batches": 3, "limit_val_batches": 2}, {}, loaders),
+    "limited batches": ({"limit_train_batches": 3, "limit_val_batches": 1}, {}, loaders),
     "limited shares": ({"limit_train_batches": 0.5, "limit_val_batches": 0.5}, {}, loaders),
     "no sanity check": ({"num_sanity_val_steps": 0}, {}, loaders),
-    "a whole sanity check": ({"num_sanity_val_steps": -1}, {}, loaders),
+    "a whole sanity check": ({"num_sanity_val_steps": -1}, {}, lambda: loaders(16)),
     "max_epochs left alone": ({"max_epochs": None}, {}, loaders),
     "max_steps": ({"max_steps": 22}, {}, loaders),
     "a stream": ({}, {}, streamed),
@@ -205,7 +205,7 @@ def test_validate_test_and_predict_before_between_and_after(tmp_path: Path) -> N
         for run in (trainer.validate, trainer.test):
             score = run(model, data, ckpt_path=path, verbose=False)[0]["val_loss"]
             assert path == "last" or score == dendrites.best_model_score
-        assert len(trainer.predict(model, data, ckpt_path=path)) == 4
+        assert len(trainer.predict(model, data, ckpt_path=path)) == 2
     trainer.validate(model, data, ckpt_path="best", verbose=False)
     assert same_bits(bits(model), weights)
     assert dendrites.history is history

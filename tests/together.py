@@ -1,20 +1,17 @@
 """Runs of one process and of two with the same global batches, and the processes for them.
 
-``python -m tests.together FOLDER NAME ...`` is one process of two; :func:`launch` starts both and ends them always.
+:func:`main` is one process of two; :func:`launch` starts both and ends them always.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,9 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from tests.models import ACCELERATOR, QUIET, bits, half, optimizer_bits, quick
+from tests.processes import process
 
 Batch = tuple[Tensor, Tensor, Tensor]
-ROOT = Path(__file__).parents[1]
 TRAFFIC: list[tuple[str, int]] = []
 DEATHS = ("raises", "is killed")
 # Two processes share the only GPU if they are told that each is a machine of its own.
@@ -218,29 +215,33 @@ class Setting:
 
 SHARED: dict[str, Any] = {"fan_in": 2, "max_parameters": 87, "base_epochs": 6, "sets": 1, "growth_epochs": 2}
 SETTINGS = {
-    # Epochs: two of a base phase, two of a correlation phase, and so on.
-    "automatic": Setting(resumed=(1, 2, 3, 6), resumed_from_one=(2, 5)),
-    "manual": Setting(Manual, resumed=(2, 5)),
+    # Epochs: two of a base phase, two of a correlation phase, and so on. Each of them is resumed from in one of these.
+    "automatic": Setting(resumed=(2, 6), resumed_from_one=(2,)),
+    "manual, uneven parts": Setting(
+        Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}, resumed=(2,)
+    ),
     "accumulation": Setting(
-        trainer=lambda: {"accumulate_grad_batches": 2}, callback={"monitor": "train_loss"}, resumed=(2, 5)
+        trainer=lambda: {"accumulate_grad_batches": 2},
+        callback={"monitor": "train_loss", "max_dendrites": 2},
+        resumed=(5,),
     ),
     "sets that fail": Setting(
         strategy={"static_graph": True},
-        callback={"base_epochs": None, "patience": 1, "max_dendrites": 2},
+        callback={"base_epochs": None, "patience": 1, "max_dendrites": 2, "max_tries": 1},
         validation=1,
     ),
-    "uneven parts": Setting(Manual, strategy={"static_graph": True}, rows=(16, 9), callback={"max_dendrites": 2}),
-    "gathered": Setting(Wide, rows=(16, 9), callback={"max_dendrites": 2}, resumed=(2, 5)),
-    "three batches a step": Setting(callback={"candidate_batches": 3, "max_dendrites": 2}, resumed=(2,)),
-    "sparse": Setting(callback={"fan_in": 2, "share": 0.5, "learning": "hybrid", "max_dendrites": 2}, resumed=(2, 3)),
+    "gathered": Setting(Wide, rows=(16, 9), callback={"max_dendrites": 2}, resumed=(2,)),
+    "three batches a step": Setting(callback={"candidate_batches": 3, "max_dendrites": 1}, resumed=(2,)),
+    "sparse": Setting(callback={"fan_in": 2, "share": 0.5, "learning": "hybrid", "max_dendrites": 2}, resumed=(3,)),
     "own backward": Setting(OwnBackward, callback={"max_dendrites": 1}),
-    "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 2}),
-    "SyncBatchNorm": Setting(Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 2}),
-    "hybrid": Setting(callback={"learning": "hybrid", "max_dendrites": 2, "best_on": "disk"}),
+    "expert": Setting(Expert, strategy={"find_unused_parameters": True}, callback={"max_dendrites": 1}),
+    "SyncBatchNorm, on disk": Setting(
+        Normed, trainer=lambda: {"sync_batchnorm": True}, callback={"max_dendrites": 1, "best_on": "disk"}
+    ),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
     "frozen": Setting(Frozen, callback={"targets": "frozen", "learning": "hybrid", "max_dendrites": 2}, resumed=(1, 3)),
     "placed": Setting(
-        Frozen, callback={"targets": "frozen", "max_parameters": 20, "fan_in": 2, "base_epochs": 4}, resumed=(1, 2, 3)
+        Frozen, callback={"targets": "frozen", "max_parameters": 20, "fan_in": 2, "base_epochs": 4}, resumed=(1, 3)
     ),
     # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
     "shared": Setting(
@@ -340,43 +341,42 @@ def _free_port() -> int:
 
 @contextmanager
 def launch(
-    folder: Path, *names: str, module: str = "tests.together"
-) -> Iterator[Callable[[float], list[tuple[int, str]]]]:
+    main: Callable[[Path, list[str]], None], folder: Path, names: Iterable[str]
+) -> Iterator[Callable[[float], list[tuple[int | None, str]]]]:
     """Two processes, as a cluster would start them for Lightning; whatever happens, they end with the block.
 
     What comes is a function that waits for both at most so many seconds: exit status and what was written to stderr.
     """
-    port, port_of_a_fork = str(_free_port()), str(_free_port())
-    processes, errors = [], [folder / f"stderr {rank}" for rank in range(2)]
+    ports = {"MASTER_PORT": str(_free_port()), "PORT_OF_A_FORK": str(_free_port())}
+    errors = [folder / f"stderr {rank}" for rank in range(2)]
+    parts = [process(path, _part, rank, ports, main, folder, [*names]) for rank, path in enumerate(errors)]
 
-    def wait(seconds: float) -> list[tuple[int, str]]:
+    def wait(seconds: float) -> list[tuple[int | None, str]]:
         end = time.monotonic() + seconds
-        for process in processes:
-            process.wait(timeout=max(end - time.monotonic(), 0))
-        return [(process.returncode, path.read_text()) for process, path in zip(processes, errors, strict=True)]
+        for part in parts:
+            part.join(max(end - time.monotonic(), 0))
+        return [(part.exitcode, path.read_text()) for part, path in zip(parts, errors, strict=True)]
 
+    for part in parts:
+        part.start()
     try:
-        for rank, path in enumerate(errors):
-            environment = {
-                **{key: value for key, value in os.environ.items() if key != "PL_GLOBAL_SEED"},  # of another test
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "PORT_OF_A_FORK": port_of_a_fork,
-                "WORLD_SIZE": "2",
-                "NODE_RANK": str(rank if ACCELERATOR == "gpu" else 0),
-                "LOCAL_RANK": str(0 if ACCELERATOR == "gpu" else rank),
-                "PART": str(rank),
-                "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(ROOT),
-            }
-            command = [sys.executable, "-m", module, str(folder), *names]
-            with path.open("w") as file:
-                processes.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
         yield wait
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        for part in parts:
+            part.kill()
+            part.join()
+
+
+def _part(rank: int, ports: dict[str, str], main: Callable[..., None], folder: Path, names: list[str]) -> None:
+    os.chdir(folder)
+    os.environ |= ports | {
+        "MASTER_ADDR": "127.0.0.1",
+        "WORLD_SIZE": "2",
+        "NODE_RANK": str(rank if ACCELERATOR == "gpu" else 0),
+        "LOCAL_RANK": str(0 if ACCELERATOR == "gpu" else rank),
+        "PART": str(rank),
+    }
+    main(folder, names)
 
 
 def count_traffic() -> None:
@@ -444,6 +444,7 @@ def die_in_a_fork(folder: Path, rank: int, death: str) -> None:
 def main(folder: Path, names: list[str]) -> None:
     """One process of two: run settings one after another, save what came out, and die: a fork has done it before."""
     rank = int(os.environ["PART"])
+    count_traffic()
     if ACCELERATOR == "cpu":
         nn.SyncBatchNorm.forward = _synchronised
         DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # refuses what is not on a GPU
@@ -466,10 +467,3 @@ def main(folder: Path, names: list[str]) -> None:
                 del run["trail"]  # thousands of tensors; of other runs than this one the digests will do
         torch.save(results, folder / f"{name} {rank}.pt")
     fit(SETTINGS["automatic"], rank, folder / "raises", death="raises")
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    gc.freeze()  # what has been imported; DDP's wrapper is collected each time that it goes
-    count_traffic()
-    main(Path(sys.argv[1]), sys.argv[2:])

@@ -148,12 +148,12 @@ def interrupted(folder: Path, setting: Setting, moments: Sequence[float] = ()) -
     return (folder / "result").read_text(), story
 
 
-def main() -> int:
+def main(*options: str) -> int:
     """Print a line per run and how many ended with the uninterrupted run's result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="runs to kill; every third is killed twice")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(options)
     torch.set_num_threads(1)  # before the first fork: a forked process has no threads
     warnings.filterwarnings("ignore")
     chance, good, whole = random.Random(arguments.seed), 0, dict[Setting, tuple[str, float]]()
@@ -185,4 +185,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
