@@ -138,6 +138,16 @@ def test_it_answers_the_same_where_this_package_is_not(
     torch.testing.assert_close(elsewhere(kind, path, x), grown(x).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_core_ml_takes_it_and_has_one_product_for_a_layer_with_its_dendrites(grown: nn.Module) -> None:
+    """Nothing but a Mac runs what comes out."""
+    coremltools = pytest.importorskip("coremltools")
+    program = torch.export.export(fuse(grown), (parts()[0][0][:1],)).run_decompositions({})
+    converted = coremltools.convert(program, minimum_deployment_target=coremltools.target.iOS17)
+    called = [made.op_type for made in converted._mil_program.functions["main"].operations]
+    products = sum(name in {"linear", "conv", "matmul"} for name in called)
+    assert products == (2 if isinstance(grown, Soma) else 3)
+
+
 def test_executorch_has_one_delegate_and_no_operator_outside_it(grown: nn.Module) -> None:
     exir = pytest.importorskip("executorch.exir")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
