@@ -37,7 +37,7 @@ BUDGETS = {
     "dendrites, fewer": "LoRA, rank 1, query and value",
 }
 OWN_RATES = {"everything": [2e-4, 4e-4]}
-HEAD, LOOKS = 1, 2  # epochs of the head alone before there are dendrites, and in which the network stands still
+HEAD = 1  # epochs of the head alone, before there are dendrites
 
 Record = dict[str, Any]
 
@@ -74,7 +74,8 @@ def prepared(fit: Fit) -> tuple[finetune.Classifier, DendriteCallback]:
         return adapted(fit, fit.method, fit.epochs), DendriteCallback(
             "error", base_epochs=fit.epochs, max_dendrites=0, verbose=False
         )
-    budget, last = trainable(adapted(fit, BUDGETS[fit.method], 1)), fit.epochs - HEAD - LOOKS
+    looks = 1 if fit.count > 31 * 32 else 2  # epochs in which the network stands still: 32 batches, or each of 16
+    budget, last = trainable(adapted(fit, BUDGETS[fit.method], 1)), fit.epochs - HEAD - looks
     L.seed_everything(fit.seed, verbose=False)
     return TASKS[fit.task].model(fit.rate, last), DendriteCallback(
         "error", targets="frozen", max_parameters=budget, growth_epochs=HEAD, base_epochs=last, verbose=False
