@@ -4,9 +4,9 @@
 
 The last two layers of MiniLM-L6 learn to sort TREC's questions (see ``examples/finetune.py``) into six classes or fifty
 (``--task "questions, fine"``), or the last three blocks of EfficientNet-Lite0 to read digits (``--task digits``). Every
-method gets the same examples, epochs, optimizer and schedule, and of its learning rates the one whose validation error
-is smallest with the first seed. Dendrites are told a budget: what one of the rivals has. Each fit is in a process of
-its own, whose peak memory stands in the table; seconds are those of one processor.
+method gets the same examples, epochs, optimizer and schedule, and of its learning rates the one whose mean validation
+error is smallest. Dendrites are told a budget: what one of the rivals has. Each fit is in a process of its own, whose
+peak memory stands in the table; seconds are those of one processor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -142,12 +142,14 @@ def table(args: Namespace, count: int, lower: str, records: Records, work: Proce
     print("|---" * (len(headings) + 5) + "|")
     methods = args.methods or [*task.rivals, *(name for name, like in BUDGETS.items() if like in task.rivals)]
     for method in methods:
+        rates = OWN_RATES.get(method, args.rates)
         fits = [
-            Fit(args.task, str(args.data_dir), lower, count, method, rate, 0, args.epochs, args.precision)
-            for rate in OWN_RATES.get(method, args.rates)
+            Fit(args.task, str(args.data_dir), lower, count, method, rate, seed, args.epochs, args.precision)
+            for rate in rates
+            for seed in range(args.seeds)
         ]
-        rate = min(records.of(fits, work), key=lambda record: record["val"])["rate"]
-        best = list(records.of([replace(fits[0], rate=rate, seed=seed) for seed in range(args.seeds)], work))
+        found = list(records.of(fits, work))
+        best = min(([r for r in found if r["rate"] == rate] for rate in rates), key=lambda tried: mean(tried, "val"))
         cells = [method, f"{best[0]['rate']:g}", f"{mean(best, 'val'):.1f}", *(spread(best, name) for name in errors)]
         counts = [f"{best[0][name]:,}" for name in ("parameters", "bytes", "trained")]
         print(
