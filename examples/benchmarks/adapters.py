@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import statistics
 import time
@@ -37,7 +38,6 @@ BUDGETS = {
     "dendrites, fewer": "LoRA, rank 1, query and value",
 }
 OWN_RATES = {"everything": [2e-4, 4e-4]}
-HEAD = 1  # epochs of the head alone, before there are dendrites
 
 Record = dict[str, Any]
 
@@ -74,11 +74,12 @@ def prepared(fit: Fit) -> tuple[finetune.Classifier, DendriteCallback]:
         return adapted(fit, fit.method, fit.epochs), DendriteCallback(
             "error", base_epochs=fit.epochs, max_dendrites=0, verbose=False
         )
-    looks = 1 if fit.count > 31 * 32 else 2  # epochs in which the network stands still: 32 batches, or each of 16
-    budget, last = trainable(adapted(fit, BUDGETS[fit.method], 1)), fit.epochs - HEAD - looks
+    # 32 batches teach the head alone, and in as many the network stands still: an epoch each, or of few examples more.
+    head, looks = min(fit.epochs // 3, math.ceil(1_000 / fit.count)), 1 if fit.count > 31 * 32 else 2
+    budget, last = trainable(adapted(fit, BUDGETS[fit.method], 1)), fit.epochs - head - looks
     L.seed_everything(fit.seed, verbose=False)
     return TASKS[fit.task].model(fit.rate, last), DendriteCallback(
-        "error", targets="frozen", max_parameters=budget, growth_epochs=HEAD, base_epochs=last, verbose=False
+        "error", targets="frozen", max_parameters=budget, growth_epochs=head, base_epochs=last, verbose=False
     )
 
 
