@@ -15,12 +15,13 @@ from __future__ import annotations
 import copy
 import gzip
 import logging
+import math
 import tempfile
 import time
 import warnings
 import zipfile
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +31,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from pl_dendrites import DendriteCallback, dendrites_state_dict
 
@@ -64,18 +65,18 @@ def read(path: Path, fine: bool) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def lower_outputs(texts: Sequence[str], layers: int) -> list[Tensor]:
-    """What the embeddings and the first layers make of texts, each of shape ``(tokens, features)``."""
+def lower_outputs(texts: Sequence[str]) -> dict[str, Tensor]:
+    """What the embeddings and the lower layers make of texts, each of shape ``(tokens, features)``."""
     encoder, tokenizer = pretrained()
     tokens = [torch.tensor(tokenizer.encode(text).ids) for text in texts]
-    found = [torch.empty(0)] * len(texts)
+    found = {}
     for part in torch.tensor([len(ids) for ids in tokens]).argsort().split(64):
         ids = nn.utils.rnn.pad_sequence([tokens[i] for i in part], batch_first=True)
         hidden, mask = encoder.embeddings(ids), attention_mask([len(tokens[i]) for i in part])
-        for layer in encoder.encoder.layer[:layers]:
+        for layer in encoder.encoder.layer[:LOWER]:
             hidden = layer(hidden, mask)
         for i, states in zip(part.tolist(), hidden, strict=True):
-            found[i] = states[: len(tokens[i])].clone()
+            found[texts[i]] = states[: len(tokens[i])].clone()
     return found
 
 
@@ -85,18 +86,19 @@ def attention_mask(lengths: Sequence[int]) -> Tensor:
     return torch.where(there, 0.0, -1e9)[:, None, None, :]
 
 
-def questions(folder: Path, count: int, seed: int, fine: bool = False) -> tuple[list[Question], ...]:
-    """Some to train with, 500 to validate with, and those to test with."""
+def questions(folder: Path, count: int, seed: int, fine: bool = False) -> tuple[list[tuple[str, int]], ...]:
+    """Some to train with, 500 to validate with, those to test with, and all that are left."""
     known, test = (read(folder / f"trec-{part}.txt.gz", fine) for part in ("train", "test"))
     names = sorted({name for _, name in known + test})
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed)).tolist()
-    parts = [known[i] for i in order[:count]], [known[i] for i in order[-500:]], test
-    return tuple(
-        list(
-            zip(lower_outputs([text for text, _ in part], LOWER), [names.index(name) for _, name in part], strict=True)
-        )
-        for part in parts
-    )
+    parts = order[:count], order[-500:], order[count:-500]
+    train, val, left = ([known[i] for i in part] for part in parts)
+    return tuple([(text, names.index(name)) for text, name in part] for part in (train, val, test, left))
+
+
+def encoded(part: Sequence[tuple[str, int]], states: Mapping[str, Tensor]) -> list[Question]:
+    """Questions as the lower layers left them, the shortest first: a batch of one length has no padding."""
+    return sorted(((states[text], label) for text, label in part), key=lambda question: len(question[0]))
 
 
 def collate(batch: Sequence[Question]) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,27 +107,20 @@ def collate(batch: Sequence[Question]) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, attention_mask([len(states) for states, _ in batch]), torch.tensor([label for _, label in batch])
 
 
-class Sorter(L.LightningModule):
-    """The encoder's last layers, frozen, and a head on the mean of what comes out. It knows nothing of dendrites."""
+class Classifier(L.LightningModule):
+    """Frozen layers and a head that learns. It knows nothing of dendrites."""
 
-    def __init__(self, classes: int, lr: float = 2e-3, epochs: int = 8) -> None:
+    def __init__(self, layers: nn.ModuleList, head: nn.Linear, lr: float, epochs: int) -> None:
         super().__init__()
-        self.layers = upper_layers()
-        self.head, self.lr, self.epochs = nn.Linear(384, classes), lr, epochs
+        self.layers, self.head, self.lr, self.epochs = layers, head, lr, epochs
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
-        there = (mask[:, 0, 0] == 0).to(hidden.dtype)[..., None]
-        return self.head(F.layer_norm((hidden * there).sum(1) / there.sum(1), (384,)))
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        *inputs, labels = batch
+        return F.cross_entropy(self(*inputs), labels)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        hidden, mask, labels = batch
-        return F.cross_entropy(self(hidden, mask), labels)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
-        hidden, mask, labels = batch
-        self.log("error", 100 * (self(hidden, mask).argmax(1) != labels).float().mean(), batch_size=len(labels))
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        *inputs, labels = batch
+        self.log("error", 100 * (self(*inputs).argmax(1) != labels).float().mean(), batch_size=len(labels))
 
     test_step = validation_step
 
@@ -133,6 +128,19 @@ class Sorter(L.LightningModule):
         trainable = (parameter for parameter in self.parameters() if parameter.requires_grad)
         optimizer = torch.optim.AdamW(trainable, lr=self.lr, weight_decay=0.0)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)]
+
+
+class Sorter(Classifier):
+    """The encoder's last layers, and a head on the mean of what comes out."""
+
+    def __init__(self, classes: int, lr: float = 2e-3, epochs: int = 8) -> None:
+        super().__init__(upper_layers(), nn.Linear(384, classes), lr, epochs)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        there = (mask[:, 0, 0] == 0).to(hidden.dtype)[..., None]
+        return self.head(F.layer_norm((hidden * there).sum(1) / there.sum(1), (384,)))
 
 
 def upper_layers() -> nn.ModuleList:
@@ -147,8 +155,24 @@ def trainer(*callbacks: L.Callback, **settings: Any) -> L.Trainer:
     return L.Trainer(max_epochs=-1, callbacks=list(callbacks), accelerator="cpu", **{**quiet, **settings})
 
 
+class Alike(Sampler[list[int]]):
+    """Batches in random order of questions that are about as long, from a list that begins with the shortest."""
+
+    def __init__(self, count: int, size: int = 32) -> None:
+        self.count, self.size = count, size
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = torch.randperm(self.count).split(8 * self.size)
+        batches = [batch.tolist() for part in parts for batch in part.sort().values.split(self.size)]
+        yield from (batches[i] for i in torch.randperm(len(batches)).tolist())
+
+
 def loaders(train: Sequence[Question], val: Sequence[Question]) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    return DataLoader(train, 32, shuffle=True, collate_fn=collate), DataLoader(val, 128, collate_fn=collate)
+    batches = Alike(len(train))
+    return DataLoader(train, batch_sampler=batches, collate_fn=collate), DataLoader(val, 128, collate_fn=collate)
 
 
 def main() -> None:
@@ -162,7 +186,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
-    train, val, test = questions(args.data_dir, args.questions, args.seed)
+    parts = questions(args.data_dir, args.questions, args.seed)[:3]
+    states = lower_outputs([text for part in parts for text, _ in part])
+    train, val, test = (encoded(part, states) for part in parts)
     classes = 1 + max(label for _, label in train + val + test)
     for name, arguments in (
         ("head alone", {"max_dendrites": 0}),

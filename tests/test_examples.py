@@ -8,7 +8,6 @@ import json
 import os
 import random
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,14 +109,11 @@ def test_each_config_of_the_command_line_example(here: Any, tmp_path: Path) -> N
         fit("letters")
 
 
-@pytest.mark.usefixtures("here")
-def test_the_command_of_the_command_line_example(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.timeout(300)
+def test_the_command_of_the_command_line_example(tmp_path: Path) -> None:
     config = EXAMPLES / "configs" / "digits.yaml"
-    monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--config", str(config), *TINY])
-    runpy.run_path(str(EXAMPLES / "cli.py"), run_name="__main__")
-    assert re.search(r"\n +1 +1 +1,238 +1 \+ 1 ", capsys.readouterr().out)
+    shown = run(Path("cli.py"), "fit", "--config", str(config), *TINY, cwd=tmp_path)
+    assert re.search(r"\n +1 +1 +1,238 +1 \+ 1 ", shown)
 
 
 # Two runs in one process, for importing takes longer than the fits. The second finds a line that was cut off.

@@ -55,21 +55,22 @@ def adult(folder: Path) -> Parts:
 
 def mnist(folder: Path) -> Parts:
     """10,000 handwritten digits, 28 x 28 pixels."""
-    return split(*_images(folder))
+    return split(*images(folder))
 
 
 def grey_mnist(folder: Path) -> Parts:
     """The same digits about 0, in deviations of their grey."""
-    x, y = _images(folder)
+    x, y = images(folder)
     return cut((x - 0.13) / 0.31, y, 7_000, 8_000)
 
 
-def _images(folder: Path) -> tuple[Tensor, Tensor]:
+def images(folder: Path) -> tuple[Tensor, Tensor]:
+    """10,000 digits in grey levels of 0 to 1, shape ``(10000, 784)``, and which they are."""
     with gzip.open(folder / "mnist-10k-images-idx3-ubyte.gz") as file:
-        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784)
+        levels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 784)
     with gzip.open(folder / "mnist-10k-labels-idx1-ubyte.gz") as file:
         y = np.frombuffer(file.read(), np.uint8, offset=8)
-    return torch.tensor(images / 255, dtype=torch.float32), torch.tensor(y, dtype=torch.long)
+    return torch.tensor(levels / 255, dtype=torch.float32), torch.tensor(y, dtype=torch.long)
 
 
 def tox21(folder: Path) -> Parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,23 @@ def everything(layers: nn.ModuleList) -> None:
     layers.requires_grad_(True)
 
 
-def lora(layers: nn.ModuleList, rank: int = 1) -> None:
-    """LoRA (arXiv:2106.09685) on every Linear, by peft; its output is scaled by two."""
+def lora(layers: nn.ModuleList, rank: int = 1, ends: tuple[str, ...] = ("",)) -> None:
+    """LoRA (arXiv:2106.09685), by peft, on every Linear and convolution without groups; its output is scaled by two.
+
+    Args:
+        layers: where they are.
+        rank: of each.
+        ends: with one of them ends the name of a layer that gets it.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), layers)
+    names = [name for name, module in layers.named_modules() if name.endswith(ends) and _is_plain(module)]
+    whole = "|".join(map(re.escape, names))  # of a list it would take names that end alike
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=whole), layers)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 class Bottleneck(nn.Module):
@@ -74,13 +85,3 @@ def largest_weights(layers: nn.ModuleList, each: int = 2) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, LargestWeights(child, each))
-
-
-RIVALS: dict[str, Callable[[nn.ModuleList], None]] = {
-    "head alone": head,
-    "BitFit": biases,
-    "LoRA, rank 1": lora,
-    "bottleneck, 4 wide": bottleneck,
-    "2 largest weights a neuron": largest_weights,
-    "everything": everything,
-}

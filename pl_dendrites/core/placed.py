@@ -22,7 +22,7 @@ from pl_dendrites.core.watching import WatchingNetwork
 __all__ = ["PlacedNetwork"]
 
 _FAN_IN = 4
-_BATCHES = 32  # that neurons are chosen by, and again their inputs
+_BATCHES = 16  # that neurons are chosen by, and again their inputs
 _MORE = 1.5  # as many neurons are looked at as could have dendrites, times this
 
 

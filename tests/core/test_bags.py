@@ -1,4 +1,4 @@
-"""Sparse dendrites of a Linear: sums of a few rows, and their derivatives of any order."""
+"""Sparse dendrites of a Linear, and of a convolution of one point: sums of a few rows, and all their derivatives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.func import grad, vmap
 
 from pl_dendrites.core import attach
 from pl_dendrites.core.kinds.bags import weighted_sums
+from pl_dendrites.core.kinds.sparse import SparseConv
 from tests.core.helpers import randomise
 
 
@@ -32,6 +33,33 @@ def test_they_are_the_sums_and_so_are_all_derivatives(shape: tuple[Any, ...]) ->
     if table.numel():
         assert torch.autograd.gradcheck(weighted_sums, (table, weight, rows))
         assert torch.autograd.gradgradcheck(weighted_sums, (table, weight, rows))
+
+
+CONVOLUTIONS = {
+    "1d": nn.Conv1d(6, 5, 1),
+    "2d": nn.Conv2d(6, 5, 1, padding="same"),
+    "3d": nn.Conv3d(6, 5, 1, dilation=2),
+    "transposed": nn.ConvTranspose2d(6, 5, 1),
+    "a stride": nn.Conv2d(6, 5, 1, stride=2),
+    "padding": nn.Conv2d(6, 5, 1, padding=1),
+}
+
+
+@pytest.mark.parametrize("which", CONVOLUTIONS)
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
+def test_those_of_a_convolution_are_what_groups_of_channels_are(which: str, batch: tuple[int, ...]) -> None:
+    layer = CONVOLUTIONS[which].double()
+    nodes, dim = SparseConv(layer, 4, 2, torch.device("cpu")), -1 - len(layer.kernel_size)
+    nodes.inputs.copy_(torch.stack([torch.randperm(6)[:2] for _ in nodes.inputs]))
+    for parameter in nodes.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(*batch, 6, *[3] * (-1 - dim), dtype=torch.float64, requires_grad=True)
+    sums, grouped = nodes(x, layer(x)), nodes.layer(x.index_select(dim, nodes.inputs.flatten()))
+    torch.testing.assert_close(sums, grouped, check_stride=False)
+    learned = (x, *nodes.parameters())
+    slopes = (torch.autograd.grad(out.sin().sum(), learned) for out in (sums, grouped))
+    for own, expected in zip(*slopes, strict=True):
+        torch.testing.assert_close(own, expected, check_stride=False)
 
 
 def third(table: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

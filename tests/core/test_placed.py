@@ -146,6 +146,18 @@ def test_what_is_looked_at_is_smaller_than_the_layers() -> None:
     assert max(sizes) < 0.5 * sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_an_epoch_of_many_batches_has_both_looks() -> None:
+    network = PlacedNetwork(dense().requires_grad_(False), "frozen")
+    network.set_next(max_parameters=300)
+    network.start_candidates()
+    network.reset_correlations()
+    see(network, 32)
+    assert not network.correlation_rose(0.0)
+    assert network.settled
+    network.integrate()
+    assert network.num_dendrites
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_saved_look_goes_on_to_the_same_bits(epochs: int) -> None:
     def begin() -> PlacedNetwork:
@@ -180,11 +192,11 @@ def test_a_saved_look_goes_on_counting() -> None:
     for network in networks:
         network.set_next(max_parameters=300)
     networks[0].start_candidates()
-    see(networks[0], 16)
+    see(networks[0], 8)
     networks[1].start_candidates(state=networks[0].candidate_state())
     looks = []
     for network in networks:
-        see(network, 16)
+        see(network, 8)
         looks.append({name: "neurons" in value for name, value in network.candidate_state().items()})
     assert looks[0] == looks[1] == dict.fromkeys(("1", "3", "5"), True)
 
