@@ -13,13 +13,15 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from pl_dendrites import attach, export_fused
+from pl_dendrites import attach, export_fused, fuse
 from pl_dendrites.core import Soma, UnitSet, attach_shared
 from pl_dendrites.core.fusing.fetch import Few
 from pl_dendrites.export import main
 from pl_dendrites.exporting import fused as exporting
 from pl_dendrites.exporting.fused import Exported
+from tests.models import QUIET, bits, classifier, loaders, quick, same_bits, train
 
 ENDINGS = {"pickle": "pt", "pt2": "pt2"}
 
@@ -170,6 +172,21 @@ def test_the_model_stays_as_it_is() -> None:
     after, _ = torch.get_num_threads(), torch.set_num_threads(threads)
     assert after == threads + 1
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_a_trainer_goes_on_with_a_fused_module() -> None:
+    """It is a module of the same class: tested, used to predict, and trained on as a plain one."""
+    dendrites, model = quick(), classifier()
+    train(model, dendrites)
+    fused, data = fuse(model), loaders()[1]
+    trainer = L.Trainer(**QUIET)
+    own, of_fused = (trainer.test(net, data, verbose=False)[0] for net in (model, fused))
+    assert own == pytest.approx(of_fused, rel=1e-5)
+    answers = [torch.cat(trainer.predict(net, DataLoader(data.dataset.tensors[0], 64))) for net in (model, fused)]
+    torch.testing.assert_close(*answers)
+    before = bits(fused)
+    L.Trainer(max_epochs=1, **QUIET).fit(fused, *loaders())
+    assert not same_bits(bits(fused), before)
 
 
 @pytest.mark.parametrize("wrong", ["other", "none", "shape"])

@@ -76,11 +76,14 @@ class Digits(L.LightningModule):
         super().__init__()
         self.net = net
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
     def training_step(self, batch: list[Tensor], batch_idx: int) -> STEP_OUTPUT:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=5e-3)
@@ -136,6 +139,16 @@ def test_it_answers_the_same_where_this_package_is_not(
         pytest.importorskip({"onnx": "onnxruntime", "pt2": "torch", "pickle": "torch"}.get(kind, kind))
         export_fused(grown, path, parts()[0][0], to="onnx" if kind == "openvino" else kind, compact=compact)
     torch.testing.assert_close(elsewhere(kind, path, x), grown(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_lightnings_own_export_to_onnx(grown: nn.Module, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x, expected = parts()[2][0][:2], grown(parts()[2][0][:2]).detach().numpy()
+    for module in (Digits(grown), fuse(Digits(grown))):
+        module.to_onnx(tmp_path / "net.onnx", x)
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+        (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_core_ml_takes_it_and_has_one_product_for_a_layer_with_its_dendrites(grown: nn.Module) -> None:
