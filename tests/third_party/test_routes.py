@@ -144,7 +144,8 @@ def test_it_answers_the_same_where_this_package_is_not(
 def test_lightnings_own_export_to_onnx(grown: nn.Module, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     x, expected = parts()[2][0][:2], grown(parts()[2][0][:2]).detach().numpy()
-    for module in (Digits(grown), fuse(Digits(grown))):
+    whole = Digits(grown).eval()
+    for module in (whole, fuse(whole)):
         module.to_onnx(tmp_path / "net.onnx", x)
         session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
         (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
