@@ -141,6 +141,7 @@ def test_fields_are_kept_as_they_are_best_for_what_runs_them(few: Few, most: flo
     kept = {value.dtype: value.numel() for value in fused.state_dict().values() if value.shape == (6, 4)}
     assert (torch.int8 in kept) is (few is Few.NARROW)
     assert max(value.numel() for value in fused.state_dict().values()) < 100, "no zeros are kept"
+    assert ("scatter" in fused.code) is (few is not Few.FETCHED)
 
 
 def test_shared_dendrites_around_images_and_other_positions() -> None:
