@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,30 @@ def test_the_command_says_what_is_wrong(name: str, made: Any, capsys: pytest.Cap
         main([*checkpoint, "--model", "nets.Net", "--to", "pt2", *more])
     assert said in capsys.readouterr().err
     assert not list(Path().glob("*.pt2"))
+
+
+def test_eight_bits_of_a_compact_file_are_of_the_whole_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps its sparse values narrow is no substitute where there are few of these or none."""
+    calls, plain = [], exporting.FORMATS["pickle"]
+
+    def small(fused: nn.Module, *given: Any) -> None:
+        calls.append("small")
+        plain.write(fused, *given)
+
+    form = replace(plain, write_small=small, compact_small=Few.NARROW)
+    monkeypatch.setattr(exporting, "FORMATS", {"pickle": form})
+    x, sparse = torch.randn(64, 400), Soma(400, 3)
+    network = attach_shared(sparse)
+    sparse(x)
+    network.set_next(UnitSet(units=40, field=20))
+    network.start_candidates()
+    (sparse(x) - x[:, :3]).square().sum().backward()
+    network.integrate()
+    export_fused(sparse, "net.pt", x, to="pickle", int8=True, compact=True)
+    assert not calls
+    for model in (nn.Linear(400, 3), nn.Sequential(nn.Linear(400, 400), sparse)):
+        export_fused(model, "net.pt", x, to="pickle", int8=True, compact=True)
+    assert calls == ["small", "small"]
 
 
 @pytest.mark.parametrize("kind", ENDINGS)

@@ -93,8 +93,8 @@ def export_fused(
             module, which needs the model's own classes to load, but not this package.
         int8: whether to compute in eight bits, with onnxruntime's static quantisation or ExecuTorch's.
         compact: as of :func:`~pl_dendrites.fuse`: smaller files of networks with shared dendrites, which ExecuTorch
-            takes a little longer for. With ``int8`` ONNX then keeps what dendrites see by in eight bits, and computes
-            in 32.
+            takes a little longer for. With ``int8``, where most of the network is what shared dendrites see by, ONNX
+            keeps that in eight bits, and computes in 32.
 
     Returns:
         What was written, its size, its time and the difference; ``print`` shows it as a table. What eight bits may
@@ -116,7 +116,6 @@ def export_fused(
     """
     inputs = _checked(inputs)
     form = _form(to, int8)
-    few, write = _way(form, int8, compact)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = copy.deepcopy(model).cpu().eval()
@@ -127,7 +126,8 @@ def export_fused(
     expected = run_plain(inputs)
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, _one_thread():
         part = Path(folder) / f"part{form.ending}"
-        write(fuse_with(plain, few), inputs, part)
+        fused, write = _fused(plain, form, int8, compact)
+        write(fused, inputs, part)
         run = form.load(part)
         difference, largest = _compare(run(inputs), expected, float("inf") if int8 else _TOLERANCE)
         times = _microseconds((run, run_plain), rows(inputs, 1))
@@ -159,11 +159,21 @@ def _form(to: str, int8: bool) -> Format:
     return form
 
 
-def _way(form: Format, int8: bool, compact: bool) -> tuple[Few, Write]:
+def _fused(model: nn.Module, form: Format, int8: bool, compact: bool) -> tuple[nn.Module, Write]:
     if int8 and compact and form.compact_small is not None:
-        return form.compact_small, form.write
-    few = form.compact if compact else Few.ZEROS
-    return few, form.write_small if int8 and form.write_small is not None else form.write
+        narrow = fuse_with(model, form.compact_small)
+        if _is_mostly_narrow(narrow):
+            return narrow, form.write
+    write = form.write_small if int8 and form.write_small is not None else form.write
+    return fuse_with(model, form.compact if compact else Few.ZEROS), write
+
+
+def _is_mostly_narrow(fused: nn.Module) -> bool:
+    # Else eight bits would be of a few values, and all others would stay as they are.
+    values = fused.state_dict().values()
+    narrow: int = sum(value.numel() for value in values if value.dtype == torch.int8)
+    wide: int = sum(value.numel() for value in values if value.is_floating_point())
+    return narrow > wide
 
 
 def _compare(answers: list[Tensor], expected: list[Tensor], tolerance: float) -> tuple[float, float]:
