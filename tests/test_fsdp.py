@@ -26,7 +26,7 @@ from tests.sharded import SETTINGS, Linears, Setting, fit, strategy
 from tests.test_ddp import assert_close, difference
 from tests.together import Net, double_precision, launch
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(360)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     folder = tmp_path_factory.mktemp("runs")
     one = {name: fit(setting, None, folder / "one" / name) for name, setting in SETTINGS.items()}
     with launch(sharded.main, folder, SETTINGS) as wait:
-        errors = wait(120)
+        errors = wait(240)
     assert all((folder / f"{name} {rank}.pt").exists() for name in SETTINGS for rank in range(2)), errors
     load = {"weights_only": False}
     two = {name: [torch.load(folder / f"{name} {rank}.pt", **load) for rank in range(2)] for name in SETTINGS}
