@@ -110,6 +110,7 @@ class Settings:
         self.by_gradient, live = given["learning"] == "gradient", given["learning"] != "correlation"
         self.attached: dict[str, Any] = {name: given[name] for name in ("targets", "exclude", "around")}
         self.attached["places"] = places
+        self.grows_first = places and given["growth_epochs"] is None
         self.next: dict[str, Any] = {
             "activation": given["activation"] or ("sharp_gelu" if shared else "gelu" if live else "tanh"),
             "live": live,
@@ -162,10 +163,10 @@ class Settings:
 
     def _place(self, given: Mapping[str, Any]) -> None:
         # One set, for what is placed later has less time to learn, and finds less error to go by.
-        self.next = {"fan_in": given["fan_in"], "max_parameters": given["max_parameters"]}
+        self.next = {"max_parameters": given["max_parameters"]}
         self.machine |= {
             "max_dendrites": min(given["max_dendrites"], 1),
-            "growth_epochs": _growth_epochs(given),
+            "growth_epochs": given["growth_epochs"] or 1,
             "correlation_patience": 1,
             "max_correlation_epochs": 3,
             "sparse": False,
@@ -286,9 +287,9 @@ def _places(given: Mapping[str, Any]) -> bool:
 
 def _check_placed(given: Mapping[str, Any]) -> None:
     allowed = "with `targets` and `max_parameters`, by which dendrites are placed where the error asks for them"
-    most, fan_in = given["max_parameters"], given["fan_in"]
+    most = given["max_parameters"]
     check("max_parameters", isinstance(most, int), f"a number of parameters {allowed}", most)
-    check("fan_in", fan_in is None or isinstance(fan_in, int), f"a number of inputs {allowed}", fan_in)
+    check("fan_in", given["fan_in"] is None, f"None {allowed}", given["fan_in"])
     check("share", given["share"] == 1, f"1 {allowed}", given["share"])
     check("learning", given["learning"] in (None, "hybrid"), f"'hybrid' or None {allowed}", given["learning"])
     check("activation", given["activation"] in (None, "tanh"), f"'tanh' or None {allowed}", given["activation"])

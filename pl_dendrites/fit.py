@@ -132,7 +132,7 @@ class Fit:
         running, self._resumed = None if self._resumed is None else self._resumed.correlation, None
         if running is not None or self.machine.phase == "correlation":  # interrupted before there were candidates
             self._start_candidates(trainer, running)
-        self.untrained.begin(trainer, self.machine)
+        self.untrained.begin(trainer, self.machine, self._network, self._settings.grows_first)
         if self.machine.stop_reason:
             trainer.should_stop = True
         self._console.begin_training()

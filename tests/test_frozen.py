@@ -52,7 +52,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "gradient": LAYERS | {"learning": "gradient"},
     "sparse, hybrid": LAYERS | {"learning": "hybrid", "fan_in": 2},
     "sparse, gradient": {"targets": "frozen", "learning": "gradient", "fan_in": 2},
-    "placed": {"targets": "frozen", "max_parameters": 60, "growth_epochs": 1},
+    "placed": {"targets": "frozen", "max_parameters": 60},
     "shared": {"around": ["net"], "fan_in": 2},
     "shared, with a budget": {"around": ["net"], "fan_in": 2, "max_parameters": 200, "growth_epochs": 1, "sets": 2},
 }
@@ -75,7 +75,7 @@ def test_it_is_scored_as_it_is_and_then_grows_and_nothing_of_it_changes(form: st
     first, second = dendrites.history[:2]
     assert (first["phase"], first["epochs"], first["dendrites"]) == ("base", 0, 0)
     assert first["score"] == first["best_score"] == pytest.approx(scores["val_loss"], abs=1e-6)
-    assert first["reason"] == "nothing of the network is trainable"
+    assert first["reason"] == "nothing is trained before it grows"
     assert second["phase"] == ("base" if settings.get("learning") == "gradient" else "correlation")
     assert dendrites.best_model_score < first["score"]
     assert dendrites.num_dendrites > 0
@@ -447,16 +447,25 @@ def test_what_placed_dendrites_cannot_be_is_refused_with_what_they_are(settings:
         DendriteCallback("val_loss", **{"targets": "frozen", "max_parameters": 100} | settings)
 
 
-def test_a_budget_is_what_is_trainable_in_the_end_a_head_included() -> None:
-    """The head has 14 of the 40; the console says where the others went."""
+@pytest.mark.parametrize("growth_epochs", [None, 2])
+def test_a_budget_is_what_is_trainable_in_the_end_a_head_included(growth_epochs: int | None) -> None:
+    """The head has 14 of the 40. It is trained before anything grows where somebody says for how long."""
     model = pretrained()
     model.net[4].requires_grad_(True)
-    dendrites = quick(targets="frozen", max_parameters=40, growth_epochs=2)
-    train(model, dendrites)
+    before = bits(model.net[4])
+    dendrites = quick(targets="frozen", max_parameters=40, growth_epochs=growth_epochs)
+    untouched = []
+
+    class Look(Callback):
+        def on_train_epoch_end(self, trainer, pl_module) -> None:
+            if dendrites.phase == "correlation":
+                untouched.append(same_bits(own(bits(model.net[4])), before))
+
+    train(model, dendrites, Look())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert 40 - 4 < trainable <= 40
-    assert [(record["phase"], record["dendrites"]) for record in dendrites.history] == [
-        ("base", 0),
-        ("correlation", 0),
-        ("base", 1),
-    ]
+    assert 40 - 13 < trainable <= 40
+    phases = [(record["phase"], record["dendrites"]) for record in dendrites.history]
+    assert phases == [("base", 0), ("correlation", 0), ("base", 1)]
+    assert dendrites.history[0]["epochs"] == (growth_epochs or 0)
+    assert set(untouched) == {growth_epochs is None}
+    assert not same_bits(own(bits(model.net[4])), before)

@@ -174,7 +174,7 @@ class Grown(Linears):
 class GrownShared(Linears):
     def configure_model(self) -> None:
         attach_shared(self.net)
-        self.net.dendrites.add_shared(self.net, SharedForm(units=4, inputs=4, outputs=2, field=2))
+        self.net.dendrites.add(self.net, SharedForm(units=4, inputs=4, outputs=2, field=2))
         super().configure_model()
 
 

@@ -240,9 +240,7 @@ SETTINGS = {
     ),
     "gradient": Setting(callback={"learning": "gradient", "max_dendrites": 2}),
     "frozen": Setting(Frozen, callback={"targets": "frozen", "learning": "hybrid", "max_dendrites": 2}, resumed=(1, 3)),
-    "placed": Setting(
-        Frozen, callback={"targets": "frozen", "max_parameters": 20, "fan_in": 2, "base_epochs": 4}, resumed=(1, 3)
-    ),
+    "placed": Setting(Frozen, callback={"targets": "frozen", "max_parameters": 60, "base_epochs": 4}, resumed=(1, 3)),
     # Two sets, each after an epoch in which samples are taken; fields move for four epochs, and stand still for two.
     "shared": Setting(
         callback={**SHARED, "growth_epochs": 1, "sets": 2, "around": ["net"]},

@@ -123,11 +123,11 @@ def _asked_for(patterns: Sequence[str], model: nn.Module) -> Collection[nn.Modul
 
 
 def _fuse(layer: nn.Module, dendrites: Dendrites, after: Affine | None, few: Few, streaming: bool) -> nn.Module:
-    kind, private, shared = dendrites.kind, dendrites.private, dendrites.shared
+    kind, private, shared, placed = dendrites.kind, dendrites.private, dendrites.shared, dendrites.placed
     if len(dendrites) and (layer._forward_hooks or layer._forward_pre_hooks):
         raise NotFusible("it has hooks of its own")
-    if private and isinstance(kind, LinearConv):
-        layer = fuse_private(layer, kind, private, after, few)
+    if (private or placed) and isinstance(kind, LinearConv):
+        layer = fuse_private(layer, kind, private, after, few, placed=placed)
     elif private and isinstance(kind, Recurrent):
         assert isinstance(layer, nn.RNNBase)
         layer = fuse_recurrent(layer, kind, private, streaming)

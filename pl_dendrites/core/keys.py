@@ -2,7 +2,8 @@
 
 Each block of a layer's dendrites has the entries ``<layer>.dendrites.<block>.nodes.*``, ``.links``, ``.weights.0`` ...
 ``.weights.<k - 1>`` and ``.code``, and ``.neurons`` if only some neurons have its dendrites. A block of shared
-dendrites has ``.field``, ``.weight``, ``.bias``, ``.out`` and ``.code``, and ``.feeds`` if each feeds some outputs.
+dendrites has ``.field``, ``.weight``, ``.bias``, ``.out`` and ``.code``, and ``.feeds`` if each feeds some outputs; one
+of placed dendrites has ``.nodes.weight``, ``.nodes.bias``, ``.weight`` and ``.out``.
 What holds dendrites alone has one entry more, which counts all others.
 """
 
@@ -19,6 +20,7 @@ __all__ = [
     "entries_by_layer",
     "is_common_key",
     "is_dendrite_key",
+    "is_placed",
     "is_shared",
     "parse",
     "plain_name",
@@ -129,6 +131,16 @@ def is_shared(parts: Iterable[str]) -> bool:
         (True, False)
     """
     return "field" in parts
+
+
+def is_placed(parts: Iterable[str]) -> bool:
+    """Whether a block that has these parts is one of placed dendrites.
+
+    Example:
+        >>> is_placed(["nodes.weight", "weight", "out"]), is_placed(["field", "weight", "out"])
+        (True, False)
+    """
+    return "out" in parts and not is_shared(parts)
 
 
 def plain_name(name: str) -> str:

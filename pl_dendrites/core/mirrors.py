@@ -12,8 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from pl_dendrites.core.checks import check
 from pl_dendrites.core.growth.block import Form
-from pl_dendrites.core.growth.dendrites import Dendrites
-from pl_dendrites.core.growth.shared_block import SharedForm
+from pl_dendrites.core.growth.dendrites import AnyForm, Dendrites
 from pl_dendrites.core.keys import plain_name
 
 __all__ = ["check_mirrors", "find_mirrors", "mirrored_layers", "named_mirrors", "own_parameters", "parts_of_mirrors"]
@@ -217,11 +216,11 @@ def _can_have(module: nn.Module, source: nn.Module) -> bool:
     return True
 
 
-def _sets(layer: nn.Module) -> list[Form | SharedForm]:
+def _sets(layer: nn.Module) -> list[AnyForm]:
     dendrites = layer._modules.get("dendrites")
-    sets: list[Form | SharedForm] = []
+    sets: list[AnyForm] = []
     for form in dendrites.forms if isinstance(dendrites, Dendrites) else []:
-        sets += [form] if isinstance(form, SharedForm) else [replace(form, count=1)] * form.count
+        sets += [replace(form, count=1)] * form.count if isinstance(form, Form) else [form]
     return sets
 
 

@@ -257,7 +257,7 @@ class PhaseMachine:
             reason = f"improved to {score:.6g}" if state.waited == 0 else f"no improvement for {state.waited}"
             return Decision("continue", reason, is_best)
         why = f"no improvement in {state.waited} validations"
-        return self._end_base(why if self.trains else "nothing of the network is trainable", is_best)
+        return self._end_base(why if self.trains else "nothing is trained before it grows", is_best)
 
     def end_epoch(self, rose: bool = False, loss: float | None = None, settled: bool = True) -> Decision:
         """Count a finished epoch.

@@ -285,7 +285,8 @@ class SharedNetwork(WatchingNetwork[ErrorWatch]):
         # Hardware that is not alike may choose otherwise between two that are.
         found = Found(*(of_first(part, self._processes) for part in found))
         know_neurons(self._hosts[name], form.outputs)
-        block = self.layers[name].add_shared(self._hosts[name], form)
+        block = self.layers[name].add(self._hosts[name], form)
+        assert isinstance(block, SharedBlock)
         block.fill(found.field, found.weight, found.bias, found.feeds)
         return found.worth
 

@@ -20,11 +20,11 @@ from torch.nn.parameter import is_lazy
 from pl_dendrites.core.activations import FUNCTIONS
 from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.block import Form
-from pl_dendrites.core.growth.dendrites import Dendrites
+from pl_dendrites.core.growth.dendrites import AnyForm, Dendrites
 from pl_dendrites.core.growth.hooks import dendrites_of, hang, is_hook, know_neurons, remove_hook
-from pl_dendrites.core.growth.shared_block import SharedForm
-from pl_dendrites.core.keys import count_in, entries_by_layer, is_shared
+from pl_dendrites.core.keys import count_in, entries_by_layer, is_placed, is_shared
 from pl_dendrites.core.kinds import LayerKind, inputs_of, kind_of, narrowed
+from pl_dendrites.core.placed_structure import read_placed
 from pl_dendrites.core.shared_structure import Misfit, read_shared
 from pl_dendrites.core.targets import reasons_against, why_not_around
 from pl_dendrites.core.tensors import alike
@@ -51,7 +51,7 @@ class LayerStructure:
         neurons: number of neurons.
     """
 
-    forms: tuple[Form | SharedForm, ...]
+    forms: tuple[AnyForm, ...]
     neurons: int = 0
 
 
@@ -240,7 +240,7 @@ def _read_layer(layer: nn.Module, blocks: Mapping[str, Mapping[str, Any]]) -> La
     if set(blocks) != set(numbers):
         raise ValueError(f"its dendrites are incomplete: there are the stacks {sorted(blocks)}")
     known = kind_of(layer).neurons
-    forms: list[Form | SharedForm] = []
+    forms: list[AnyForm] = []
     try:
         neurons = _told_neurons(blocks) if known is None else known  # of one that has not run yet the state_dict tells
     except Misfit as misfit:
@@ -250,6 +250,8 @@ def _read_layer(layer: nn.Module, blocks: Mapping[str, Mapping[str, Any]]) -> La
         try:
             if is_shared(values):
                 forms.append(read_shared(values, known))
+            elif is_placed(values):
+                forms.append(read_placed(layer, values))
             else:
                 forms.append(_read_block(layer, values, sum(form.count for form in forms), neurons))
         except Misfit as misfit:

@@ -7,6 +7,7 @@ from torch import nn
 from pl_dendrites.core.cost import next_parameters, parameter_count
 from pl_dendrites.core.keys import plain_name
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.placed import PlacedNetwork
 from pl_dendrites.core.shared import SharedNetwork
 from pl_dendrites.core.targets import is_frozen
 
@@ -54,6 +55,9 @@ def frozen_table(network: DendriticNetwork) -> str:
 
 
 def _next(network: DendriticNetwork, name: str, module: nn.Module) -> tuple[int | None, int | None]:
+    if isinstance(network, PlacedNetwork):
+        one = network.one_more(name)
+        return one.neurons, one.parameters
     if isinstance(network, SharedNetwork):
         form = network.next_at_most(name)
         return (None, None) if form is None else (form.units, form.parameters)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Container, Iterable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from pl_dendrites.core.network import DendriticNetwork
+from pl_dendrites.core.placed import PlacedNetwork
 from pl_dendrites.reporting.frozen_layers import frozen_table
 from pl_dendrites.reporting.records import by_reason
 from pl_dendrites.training.processes import Processes
@@ -54,7 +55,9 @@ class LeftAlone:
             network: the network.
         """
         table = frozen_table(network)
-        if table and network.units is None:
+        if table and isinstance(network, PlacedNetwork):
+            self._say(f"of these frozen layers some get dendrites, one more for all neurons of a layer taking\n{table}")
+        elif table and network.units is None:
             self._say(f"of the frozen layers these grow, one more dendrite on each neuron taking\n{table}")
         elif table:
             self._say(f"around these frozen modules shared dendrites grow, the next set taking at most\n{table}")

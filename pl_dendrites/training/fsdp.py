@@ -166,7 +166,7 @@ class Shards:
         self._end_training()
         if self._loading is None:
             return
-        if isinstance(network, PlacedNetwork):
+        if isinstance(network, PlacedNetwork) or any(dendrites.placed for dendrites in network.layers.values()):
             raise MisconfigurationException(
                 "dendrites cannot be placed in a sharded model: use strategy='ddp', or leave `max_parameters` out and"
                 " say learning='correlation'."

@@ -468,7 +468,7 @@ def test_a_base_phase_with_nothing_to_train_ends_with_its_first_score(
     machine.trains = False
     assert machine.step(0.3, settled=False).kind == "continue"
     kind = "correlate" if correlation else "grow"
-    assert machine.step(0.5) == Decision(kind, "nothing of the network is trainable", is_best=True)
+    assert machine.step(0.5) == Decision(kind, "nothing is trained before it grows", is_best=True)
     machine.commit()
     assert machine.trains
     machine = PhaseMachine("max", max_dendrites=0, **options)

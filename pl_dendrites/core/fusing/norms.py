@@ -86,7 +86,7 @@ def _is_affine(layer: nn.Module, norm: nn.Module) -> bool:
         and not (norm._forward_hooks or norm._forward_pre_hooks)
         and isinstance(dendrites.kind, LinearConv)
         and norm.num_features == dendrites.kind.neurons
-        and len(dendrites) == len(dendrites.private) > 0
+        and len(dendrites) > len(dendrites.shared) == 0
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from pl_dendrites.core.fusing.cascade import add_cascade, coefficients, scales_o
 from pl_dendrites.core.fusing.computation import Computation
 from pl_dendrites.core.fusing.fetch import Few, Nodes, fetch, fetches
 from pl_dendrites.core.growth.block import Block
+from pl_dendrites.core.growth.placed_block import PlacedBlock
 from pl_dendrites.core.kinds import LinearConv, Sparse, Transposed, inputs_of, weight_of
 from pl_dendrites.core.kinds.linear_conv import like
 
@@ -31,7 +33,13 @@ class Affine(NamedTuple):
 
 @torch.no_grad()
 def fuse_private(
-    layer: nn.Module, kind: LinearConv, blocks: list[Block], affine: Affine | None = None, few: Few = Few.ZEROS
+    layer: nn.Module,
+    kind: LinearConv,
+    blocks: list[Block],
+    affine: Affine | None = None,
+    few: Few = Few.ZEROS,
+    *,
+    placed: Sequence[PlacedBlock] = (),
 ) -> fx.GraphModule:
     """One computation that does what a layer with private dendrites does.
 
@@ -41,6 +49,7 @@ def fuse_private(
         blocks: the dendrites.
         affine: what follows on the layer, to be folded in.
         few: how dendrites see a few of many inputs. Convolutions have zeros whatever this says.
+        placed: dendrites that change the layer's weight.
 
     Returns:
         A module that is called as the layer is.
@@ -56,11 +65,10 @@ def fuse_private(
         >>> take_off(layer)
         >>> torch.testing.assert_close(fuse_private(layer, dendrites.kind, dendrites.private)(x), out)
     """
-    merged, blocks = _merged(layer, kind, blocks)
     graph = Computation()
     x, *others = graph.arguments_of(layer)
     apart = [_fetches(kind, block, few) for block in blocks]
-    own = _folded(merged, affine, kind)
+    own = _folded(_own(layer, kind, placed), affine, kind)
     parts = [*(_rows(block, kind) for block, alone in zip(blocks, apart, strict=True) if not alone), own]
     made = like(layer, inputs_of(layer), sum(part.bias.numel() for part in parts), kind.groups, own.bias.device)
     for name, values in zip(("weight", "bias"), zip(*parts, strict=True), strict=True):
@@ -88,23 +96,16 @@ def _fetches(kind: LinearConv, block: Block, few: Few) -> bool:
     return sparse is not None and fetches(kind.inputs, sparse.fan_in, few)
 
 
-def _merged(layer: nn.Module, kind: LinearConv, blocks: list[Block]) -> tuple[_Rows, list[Block]]:
-    # Synapses of placed dendrites that no later one sees are weights of the layer.
-    own = _own(layer, kind)
-    if len(blocks) != 1 or not blocks[0].is_placed:
-        return own, blocks
-    (block,) = blocks
-    rows = _rows(block, kind)
-    return _Rows(own.weight + rows.weight, own.bias + rows.bias), []
-
-
-def _own(layer: nn.Module, kind: LinearConv) -> _Rows:
+def _own(layer: nn.Module, kind: LinearConv, placed: Sequence[PlacedBlock]) -> _Rows:
     # What the layer itself is; a weight that is parametrized is computed.
     twin = like(layer, inputs_of(layer), kind.neurons, kind.groups, weight_of(layer).device)
     there, bias = weight_of(layer), getattr(layer, "bias", None)
     twin.get_parameter("weight").copy_(there.T if isinstance(kind, Transposed) else there)
     twin.get_parameter("bias").copy_(torch.zeros(()) if bias is None else bias)
-    return _Rows(kind.by_group(twin, "weight").detach(), kind.by_group(twin, "bias").detach())
+    weight = kind.by_group(twin, "weight").detach()
+    for block in placed:
+        weight += block.difference
+    return _Rows(weight, kind.by_group(twin, "bias").detach())
 
 
 def _folded(own: _Rows, affine: Affine | None, kind: LinearConv) -> _Rows:

@@ -131,27 +131,6 @@ class Block(nn.Module):
         """Whether its dendrites learn with the network: gradient flows into them and through them into the input."""
         return self.form.live
 
-    @property
-    def is_placed(self) -> bool:
-        """Whether its synapses alone learn: links and biases are zero, output weights one, and they stay so."""
-        return self.live and self.form.activation == "linear"
-
-    @torch.no_grad()
-    def place(self, neurons: Tensor, inputs: Tensor) -> None:
-        """Put placed dendrites on neurons, each with its inputs; they change no output yet.
-
-        Args:
-            neurons: shape ``(N,)``, ascending.
-            inputs: shape ``(N, m)``, ascending.
-        """
-        assert self.neurons is not None
-        self.neurons.copy_(neurons)
-        for parameter in self.nodes.parameters():
-            parameter.zero_()
-        self.nodes.get_buffer("inputs").copy_(inputs)
-        for weight in self.weights:
-            weight.fill_(1.0)
-
     def train(self, mode: bool = True) -> Block:
         """Set the mode of the network; what is frozen stays in evaluation mode."""
         super().train(mode)
@@ -192,10 +171,6 @@ class Block(nn.Module):
         """
         dim, dtype, given, in_place = self.kind.dim, total.dtype, total, may_add_in_place()
         neurons = self._whose()
-        if neurons is not None and self.is_placed:
-            for output in outputs:
-                total = total.index_add(dim, neurons, output if output.dtype == dtype else output.to(dtype))
-            return total
         for weight, output in zip(self._output_weights(), outputs, strict=True):
             factor, term = per_neuron(local(weight), dim, total.ndim), output
             if not dtype == factor.dtype == term.dtype:
@@ -266,9 +241,6 @@ class Block(nn.Module):
         for _ in range(keep, count):
             self.weights.append(nn.Parameter(torch.zeros(neurons, **place)))
         self._places = tuple(map(str, range(count)))
-        if self.is_placed:
-            for parameter in self.parameters():
-                parameter.requires_grad_(any(parameter is synapse for synapse in self.trained_parameters()))
         self.form = Form(count, self.form.activation, self.live, self.form.fan_in, self.form.neurons)
         self.train(self.training)
 
@@ -277,9 +249,7 @@ class Block(nn.Module):
         return slice(_rows(dendrite, self.below), _rows(dendrite + 1, self.below))
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """What a base phase trains: the output weights, and of live dendrites all else; of placed ones synapses."""
-        if self.is_placed:
-            return [parameter for parameter in self.nodes.parameters() if parameter.ndim > 1]
+        """What a base phase trains: the output weights, and of live dendrites all else."""
         inner = [*self.nodes.parameters(), self.links] if self.live else []
         return [*self.weights, *(parameter for parameter in inner if parameter.numel())]
 

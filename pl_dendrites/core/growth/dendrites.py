@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pl_dendrites.core.activations import UNBOUNDED
 from pl_dendrites.core.growth.block import Block, Form
+from pl_dendrites.core.growth.placed_block import PlacedBlock, PlacedForm
 from pl_dendrites.core.growth.shared_block import SharedBlock, SharedForm
 from pl_dendrites.core.growth.watch import Watch
 from pl_dendrites.core.kinds import Inputs, Memory, kind_of, scaled
@@ -18,7 +19,10 @@ from pl_dendrites.core.rule.candidates import Candidates
 from pl_dendrites.core.rule.correlation import CorrelationRule
 from pl_dendrites.core.rule.transforms import TransformedRule
 
-__all__ = ["Dendrites"]
+__all__ = ["AnyBlock", "AnyForm", "Dendrites"]
+
+AnyBlock = Block | SharedBlock | PlacedBlock
+AnyForm = Form | SharedForm | PlacedForm
 
 
 def keeps_input(layer: nn.Module) -> bool:
@@ -81,9 +85,9 @@ class Dendrites(nn.ModuleList):
         self.set_candidates(None)
         self.set_watch(None)
 
-    def __iter__(self) -> Iterator[Block | SharedBlock]:
+    def __iter__(self) -> Iterator[AnyBlock]:
         """The blocks in order."""
-        return cast("Iterator[Block | SharedBlock]", super().__iter__())
+        return cast("Iterator[AnyBlock]", super().__iter__())
 
     @property
     def private(self) -> list[Block]:
@@ -96,6 +100,11 @@ class Dendrites(nn.ModuleList):
         return [block for block in self if isinstance(block, SharedBlock)]
 
     @property
+    def placed(self) -> list[PlacedBlock]:
+        """The blocks of placed dendrites."""
+        return [block for block in self if isinstance(block, PlacedBlock)]
+
+    @property
     def count(self) -> int:
         """Dendrites per neuron, ``k``; where neurons differ, of those that have all."""
         return sum(form.count for form in self.forms)
@@ -103,10 +112,10 @@ class Dendrites(nn.ModuleList):
     @property
     def size(self) -> int:
         """Dendrites per neuron and units that all neurons share, together."""
-        return self.count + sum(block.form.units for block in self.shared)
+        return self.count + sum(form.units for form in self.forms if not isinstance(form, Form))
 
     @property
-    def forms(self) -> list[Form | SharedForm]:
+    def forms(self) -> list[AnyForm]:
         """What its blocks look like."""
         return [block.form for block in self]
 
@@ -202,7 +211,7 @@ class Dendrites(nn.ModuleList):
             return self.candidates.copies
         return any(block.live for block in self) and not keeps_input(layer)
 
-    def reshape(self, layer: nn.Module, forms: Sequence[Form | SharedForm]) -> None:
+    def reshape(self, layer: nn.Module, forms: Sequence[AnyForm]) -> None:
         """Give the layer dendrites of these forms. Those that were there stay as far as they fit, see `Block.resize`.
 
         Args:
@@ -214,7 +223,7 @@ class Dendrites(nn.ModuleList):
         """
         below = 0
         for place, form in enumerate(forms):
-            block = cast(Block | SharedBlock, self[place]) if place < len(self) else None
+            block = cast("AnyBlock", self[place]) if place < len(self) else None
             if block is None or not block.can_take(form, below):
                 del self[place:]
                 self.append(form.make(layer, self.kind, below).train(self.training))
@@ -303,7 +312,7 @@ class Dendrites(nn.ModuleList):
         there, blocks = self.count, len(self)
         self.reshape(layer, source.forms)
         for new, shared in list(zip(self, source, strict=True))[blocks:]:
-            if isinstance(new, SharedBlock):
+            if not isinstance(new, Block):
                 new.load_state_dict({**shared.state_dict(), "out": new.out})
         for own, other in zip(self.private, source.private, strict=True):
             for place in range(max(there - own.below, 0), own.count):
@@ -312,25 +321,15 @@ class Dendrites(nn.ModuleList):
                 if own.neurons is not None and other.neurons is not None:
                     own.neurons.copy_(other.neurons)
 
-    def add_shared(self, layer: nn.Module, form: SharedForm) -> SharedBlock:
-        """Hang shared dendrites around a module: a block of their own, to be filled in.
+    def add(self, layer: nn.Module, form: AnyForm) -> AnyBlock:
+        """Hang dendrites on a module: a block of their own, to be filled in.
 
         Args:
-            layer: the module.
+            layer: the module that the dendrites belong to.
             form: what they look like.
         """
         self.reshape(layer, [*self.forms, form])
-        return self.shared[-1]
-
-    def add(self, layer: nn.Module, form: Form) -> Block:
-        """Hang dendrites on some neurons: a block of their own, to be filled in.
-
-        Args:
-            layer: the layer that the dendrites belong to.
-            form: what they look like.
-        """
-        self.reshape(layer, [*self.forms, form])
-        return self.private[-1]
+        return list(self)[-1]
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """What a base phase trains: the output weights, and of live dendrites all else."""
