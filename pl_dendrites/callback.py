@@ -70,11 +70,12 @@ class DendriteCallback(pl.Callback):
             base phases that end when the score no longer improves; each set has as many units as there are, until one
             does not help, or there are ``max_dendrites`` sets. With ``targets``, a pretrained network's
             ``"frozen"`` layers above all, it is the number of parameters that are trainable in the end, a head
-            included: one set of dendrites with a few synapses each is placed on those neurons and inputs, of all
-            layers, where the loss falls most steeply.
+            included: one set of dendrites, which the neurons of a layer share, is placed on the layers where the loss
+            falls most steeply. They see inputs along the directions in which these vary where the network errs.
         sets: with ``max_parameters`` how many sets of units these are shared out to, each twice the one before.
         growth_epochs: with ``max_parameters`` the length in epochs of base phases before the last, long one; ``None``:
-            six, or a fifth of ``base_epochs`` where that is less.
+            six, or a fifth of ``base_epochs`` where that is less; where dendrites are placed on frozen layers, they
+            grow first.
         mirrors: name of each module that mirrors another without being trained (the average of its weights, the target
             network of a DQN), and of that: it grows as that does. ``None``: those that are frozen and begin as a copy.
         max_dendrites: most dendrites per neuron; of shared ones without ``max_parameters`` most sets.
@@ -89,8 +90,8 @@ class DendriteCallback(pl.Callback):
             candidates, several processes communicate about what they do in a base step, or less, in the mean.
         fan_in: inputs that each dendrite keeps (of a convolution: channels), a number or a share: when a candidate's
             correlation no longer rises it keeps its strongest inputs and learns on with those alone, or by gradient
-            with inputs drawn at random. ``None``: all; of shared ones 32; of those that are placed within a budget
-            four, or more where that does not use it up. Recurrent layers and modules of one's own keep all inputs.
+            with inputs drawn at random. ``None``: all; of shared ones 32. Recurrent layers and modules of one's own
+            keep all inputs, and dendrites that are placed within a budget see 32 directions of all.
         share: below 1, each set grows only the neurons to which a dendrite is worth most for its parameters, of all
             layers, up to that share of what dendrites on all neurons would take. Not with ``learning="gradient"``.
         activation: what dendrites do with their sum: ``"tanh"``, ``"sigmoid"``, ``"relu"``, ``"gelu"`` or

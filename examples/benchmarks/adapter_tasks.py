@@ -53,8 +53,9 @@ def _questions(
 ) -> tuple[Loader, Loader, dict[str, Loader]]:
     parts = finetune.questions(folder, count, seed, fine)
     train, val, *others = (finetune.encoded(part, lower) for part in parts)
-    tests = (DataLoader(part, 128, collate_fn=finetune.collate) for part in others)
-    return *finetune.loaders(train, val), dict(zip(("test", "other"), tests, strict=True))
+    tests = {name: part for name, part in zip(("test", "other"), others, strict=True) if part}
+    loaders = {name: DataLoader(part, 128, collate_fn=finetune.collate) for name, part in tests.items()}
+    return *finetune.loaders(train, val), loaders
 
 
 _ENCODER = {

@@ -7,7 +7,8 @@
   this and ``shared`` have in common.
 - ``targets`` says which layers can have them.
 - ``mirrors`` finds what grows with what it copies, and ``mirrored`` has it do so.
-- ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones.
+- ``structure`` reads off a state_dict which dendrites a model must have; ``shared_structure`` does so of shared ones,
+  ``placed_structure`` of placed ones.
 - ``loaders`` has any model grow that something loads, ``pretrained`` those that load from files by themselves.
 - ``fuse`` makes a plain model of a grown one, for use elsewhere.
 - ``adapter`` takes dendrites alone out of a model, and puts them onto another.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ACTIVATIONS", "FUNCTIONS", "UNBOUNDED", "linear", "sharp_gelu"]
+__all__ = ["ACTIVATIONS", "UNBOUNDED", "sharp_gelu"]
 
 
 def sharp_gelu(x: Tensor) -> Tensor:
@@ -22,25 +22,13 @@ def sharp_gelu(x: Tensor) -> Tensor:
     return F.gelu(2 * x) / 2
 
 
-def linear(x: Tensor) -> Tensor:
-    """The sum itself: of placed dendrites, whose synapses are further ones of their neuron.
-
-    Args:
-        x: of any shape.
-    """
-    return x
-
-
 # The position of a name in this table is what a state_dict stores: append, never reorder.
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
     "gelu": F.gelu,
     "sharp_gelu": sharp_gelu,
-    "linear": linear,
 }
-# Those that are to be had by name: a linear dendrite that sees all inputs does nothing that its neuron could not.
-ACTIVATIONS = {name: function for name, function in FUNCTIONS.items() if name != "linear"}
 # Of these the covariance makes outputs ever larger, so that their size says nothing.
 UNBOUNDED = ("relu", "gelu", "sharp_gelu")

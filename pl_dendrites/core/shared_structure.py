@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pl_dendrites.core.activations import FUNCTIONS
+from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.shared_block import SharedForm
 from pl_dendrites.core.tensors import alike
@@ -51,7 +51,7 @@ def read_shared(values: Mapping[str, Any], outputs: int | None = None) -> Shared
             raise Misfit(f"{part} must be {'floating point' if floating else 'integers'}, got {values[part].dtype}")
     Claims().take(values.values(), "its dendrites")
     activation, live, inputs, size = values["code"].tolist()
-    if not (0 <= activation < len(FUNCTIONS) and live in (0, 1) and inputs >= field and size >= feeds >= 1):
+    if not (0 <= activation < len(ACTIVATIONS) and live in (0, 1) and inputs >= field and size >= feeds >= 1):
         raise Misfit(f"code must say which activation, 0 or 1, and how many inputs and outputs, got {values['code']}")
     if outputs is not None and size != outputs:
         raise Misfit(f"code must say that there are {outputs} outputs, got {size}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pl_dendrites.core.activations import FUNCTIONS
+from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.claims import Claims, shape_of
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import AnyForm, Dendrites
@@ -297,14 +297,14 @@ def _read_block(layer: nn.Module, values: Mapping[str, Any], below: int, every: 
             raise Misfit(f"{part} must {must}, got {values[part].dtype}")
     # By themselves: whoever looks at all numbers takes as long as they claim to be. All layers together come later.
     Claims().take(values.values(), "its dendrites")
-    activation, live = _numbers(values, "code", len(FUNCTIONS))
+    activation, live = _numbers(values, "code", len(ACTIVATIONS))
     if live not in (0, 1):
         raise Misfit(f"code must end with 0 or 1, got {live}")
     if chosen is not None and sorted(set(numbers := _numbers(values, "neurons", every))) != numbers:
         raise Misfit("neurons must be ascending")
     if fan_in is not None:
         _numbers(values, "nodes.inputs", inputs_of(layer))
-    return Form(count, list(FUNCTIONS)[activation], bool(live), fan_in, chosen)
+    return Form(count, list(ACTIVATIONS)[activation], bool(live), fan_in, chosen)
 
 
 def _check_nodes(kind: LayerKind, layer: nn.Module, values: Mapping[str, Any], count: int) -> None:

@@ -44,8 +44,8 @@ def attach_to_fit(
         following: what sets to come are like, for the network's ``set_next``.
         targets: see :func:`~pl_dendrites.core.targets.select_targets`.
         exclude: see there.
-        around: modules that shared dendrites hang around; ``None``: dendrites are private.
-        places: whether private ones are placed where the error asks for them.
+        around: modules that shared dendrites hang around; ``None``: dendrites are private, or placed.
+        places: whether dendrites are placed on layers where the error asks for them.
         mirrors: see :class:`~pl_dendrites.core.DendriticNetwork`.
 
     Raises:

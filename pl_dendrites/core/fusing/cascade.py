@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from pl_dendrites.core.activations import FUNCTIONS
+from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.fusing.computation import Computation
 from pl_dendrites.core.growth.block import Block
 
@@ -35,9 +35,7 @@ def scales_of(activation: str) -> Scales:
 
 def activated(graph: Computation, activation: str, potential: fx.Node) -> fx.Node:
     """An activation without the factors that :func:`scales_of` leaves to the weights."""
-    if activation == "linear":
-        return potential
-    return graph.call(F.gelu if activation == "sharp_gelu" else FUNCTIONS[activation], potential)
+    return graph.call(F.gelu if activation == "sharp_gelu" else ACTIVATIONS[activation], potential)
 
 
 def spread_neurons(values: Tensor, block: Block, neurons: int) -> Tensor:

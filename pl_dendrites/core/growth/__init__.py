@@ -1,8 +1,9 @@
 """What hangs on a layer: its dendrites, how they get there, and what stands still while others learn.
 
-``dendrites`` has all dendrites of one layer, a list of what ``block`` has, a run of like ones and their cascade, and of
-what ``shared_block`` has, units around a whole module. ``watch`` is what looks at a layer's inputs and
-errors: ``error_watch`` takes samples for shared ones, ``slope_watch`` adds up gradients for those that are placed.
+``dendrites`` has all dendrites of one layer, a list of what ``block`` has, a run of like ones and their cascade, of
+what ``shared_block`` has, units around a whole module, and of what ``placed_block`` has, units of a layer that does not
+learn. ``watch`` is what looks at a layer's inputs and errors: ``error_watch`` takes samples for shared ones,
+``direction_watch`` finds the directions that placed ones see.
 ``hooks`` hangs them on a layer and takes them off; ``freeze`` keeps a network as it is while candidates learn;
 ``used_layers`` tells which layers training uses; ``sharded`` is what processes that share out parameters need.
 

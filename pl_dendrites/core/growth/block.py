@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.activations import ACTIVATIONS, FUNCTIONS
+from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.checks import check, check_one_of
 from pl_dendrites.core.kinds import Inputs, LayerKind, narrowed, weight_of
 from pl_dendrites.core.tensors import INTEGERS, local, may_add_in_place, per_neuron
@@ -93,7 +93,7 @@ class Block(nn.Module):
             (0, below - 1), (1, 0), ..., (1, below), ...
         weights: :math:`a`, a parameter of shape ``(C,)`` for each dendrite.
         neurons: which neurons have these dendrites, ascending; ``None``: all.
-        code: position of the activation in ``FUNCTIONS``, and whether the dendrites are live; for state_dicts.
+        code: position of the activation in ``ACTIVATIONS``, and whether the dendrites are live; for state_dicts.
 
     Raises:
         ValueError: if the layer cannot have such dendrites.
@@ -112,7 +112,7 @@ class Block(nn.Module):
         self.weights = nn.ParameterList()
         neurons = None if form.neurons is None else torch.arange(form.neurons, device=device)
         self.register_buffer("neurons", neurons)
-        code = [list(FUNCTIONS).index(form.activation), int(form.live)]
+        code = [list(ACTIVATIONS).index(form.activation), int(form.live)]
         self.register_buffer("code", torch.tensor(code, device=device))
         self.register_load_state_dict_pre_hook(as_integers_at_work)  # type: ignore[no-untyped-call]
         self.resize(layer, form.count)
@@ -160,7 +160,7 @@ class Block(nn.Module):
             potentials = kind.potentials_apart(self._part("nodes"), form.count, inputs, out, form.live)
             if neurons is not None:
                 earlier = [output.index_select(kind.dim, neurons) for output in earlier]
-            return cascade(potentials, self.links, FUNCTIONS[form.activation], kind.dim, earlier)
+            return cascade(potentials, self.links, ACTIVATIONS[form.activation], kind.dim, earlier)
 
     def add_to(self, total: Tensor, outputs: list[Tensor]) -> Tensor:
         """What the next layer sees, as far as these dendrites and all below go.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.activations import FUNCTIONS
+from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import AnyForm
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
@@ -138,4 +138,4 @@ def _form_of(values: Mapping[str, Any]) -> AnyForm:
         return SharedForm.of(values)
     if is_placed(values):
         return PlacedForm.of(values)
-    return Form(count_in(values), list(FUNCTIONS)[int(values["code"][0])])
+    return Form(count_in(values), list(ACTIVATIONS)[int(values["code"][0])])

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pl_dendrites.core.activations import FUNCTIONS
+from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.fields.product import field_product, spread_out
 from pl_dendrites.core.fields.rewire import Gains, exchange
 from pl_dendrites.core.growth.block import as_integers_at_work
@@ -62,7 +62,7 @@ class SharedForm:
         """
         activation, live, inputs, outputs = values["code"].tolist()
         (units, field), feeds = values["field"].shape, values["feeds"].shape[1] if "feeds" in values else None
-        return cls(units, inputs, outputs, field, feeds, list(FUNCTIONS)[activation], bool(live))
+        return cls(units, inputs, outputs, field, feeds, list(ACTIVATIONS)[activation], bool(live))
 
     @property
     def parameters(self) -> int:
@@ -126,7 +126,7 @@ class SharedBlock(nn.Module):
         bias: shape ``(M,)``, :math:`v`.
         out: shape ``(M, C)``, or as many columns as each unit feeds outputs, :math:`A`.
         feeds: shape of ``out``, the outputs that each unit feeds; ``None``: all.
-        code: position of the activation in ``FUNCTIONS``, whether the units are live, ``n`` and ``C``.
+        code: position of the activation in ``ACTIVATIONS``, whether the units are live, ``n`` and ``C``.
         gains: what backward passes would move of what units do not see or feed yet, while that is looked at.
     """
 
@@ -144,7 +144,7 @@ class SharedBlock(nn.Module):
         self.bias = nn.Parameter(torch.empty(form.units, **place), requires_grad=form.live)
         self.out = nn.Parameter(torch.zeros(form.units, form.feeds or form.outputs, **place))
         self.register_buffer("feeds", None if form.feeds is None else _first(form.units, form.feeds, place["device"]))
-        code = [list(FUNCTIONS).index(form.activation), int(form.live), form.inputs, form.outputs]
+        code = [list(ACTIVATIONS).index(form.activation), int(form.live), form.inputs, form.outputs]
         self.register_buffer("code", torch.tensor(code, device=place["device"]))
         self.register_load_state_dict_pre_hook(as_integers_at_work)  # type: ignore[no-untyped-call]
         self.gains: Gains | None = None
@@ -196,7 +196,7 @@ class SharedBlock(nn.Module):
             potentials = field_product(x, self.field, weight, bias)
             if self.gains is not None and potentials.requires_grad:
                 potentials = self.gains.watch_field(potentials, x)
-            return [FUNCTIONS[form.activation](potentials)]
+            return [ACTIVATIONS[form.activation](potentials)]
 
     def add_to(self, total: Tensor, outputs: list[Tensor]) -> Tensor:
         """What the next layer sees, as far as these units and all below go.
