@@ -122,13 +122,12 @@ class DirectionWatch(Watch):
     def take(self, x: Tensor, error: Tensor) -> None:
         """See :meth:`Watch.take`. Of an error that is not finite nothing is taken."""
         self._backward += 1
-        dim, error = self._kind.dim, error.to(self._dtype)
+        dim, x, error = self._kind.dim, x.to(self._dtype), error.to(self._dtype)
         weight = error.square().sum(dim, keepdim=True)
         if self.closer:
             seen, weighted, errors = (part.movedim(dim, -1).flatten(0, -2) for part in (x, x * weight, error))
             seen_now = {"square": weighted.T @ seen, "slope": errors.T @ seen}
         else:
-            x = x.to(self._dtype)
             size = torch.stack([x.square().sum(), x.new_tensor(x.numel())])
             seen_now = {"image": self._image(x, weight), "size": size}
         for name, value in seen_now.items():
