@@ -116,7 +116,12 @@ class DirectionWatch(Watch):
     def features(self, inputs: Inputs, out: Tensor) -> Tensor:
         """See :meth:`Watch.features`."""
         x = below_transforms(self._kind.input_of(inputs, live=False))
-        return run_like(self._nodes, x.to(self._dtype), out) if self.closer else x
+        return self._seen(x, out) if self.closer else x
+
+    def _seen(self, x: Tensor, out: Tensor) -> Tensor:
+        # Autocast would go on with directions that it cast before they changed.
+        with torch.autocast(x.device.type, enabled=False):
+            return run_like(self._nodes, x.to(self._dtype), out)
 
     @torch.no_grad()
     def take(self, x: Tensor, error: Tensor) -> None:
@@ -136,7 +141,7 @@ class DirectionWatch(Watch):
     @torch.enable_grad()
     def _image(self, x: Tensor, weight: Tensor) -> Tensor:
         directions = self._nodes.get_parameter("weight")
-        seen = run_like(self._nodes, x, weight)
+        seen = self._seen(x, weight)
         (image,) = torch.autograd.grad(seen, directions, seen.detach() * weight)
         return self._rows(image)
 
