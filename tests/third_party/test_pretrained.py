@@ -43,6 +43,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "gradient": PRIVATE | {"learning": "gradient"},
     "correlation": {"targets": "frozen"},
     "shared": {"fan_in": 4},
+    "placed": {"targets": "frozen", "max_parameters": 1_000_000},
 }
 
 
@@ -78,7 +79,7 @@ def check(network: Network, form: str, frozen_whole: bool = False, prepare: Any 
     before = bits(fresh().to(torch.bfloat16) if precise == "bf16-true" else fresh())
     assert dendrites.num_dendrites == 1
     layers = dendrites.network.layers
-    unused = set() if form == "shared" else {*network.unused}
+    unused = set() if form == "shared" else layers.keys() & {*network.unused}
     assert {name for name, own in layers.items() if not own.size} == unused
     assert gradients.had == gradients.learn != set()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad} | {
@@ -96,7 +97,7 @@ def check(network: Network, form: str, frozen_whole: bool = False, prepare: Any 
     return model
 
 
-@pytest.mark.parametrize("form", ["hybrid", "shared"])
+@pytest.mark.parametrize("form", ["hybrid", "shared", "placed"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_grows(name: str, form: str) -> None:
     check(NETWORKS[name], form)
@@ -116,14 +117,14 @@ def test_the_guide_lists_what_is_found() -> None:
         assert told[name] == counted({n: layer for n, layer in chosen.items() if n not in network.unused})
 
 
-@pytest.mark.parametrize("form", ["hybrid", "shared", "gradient"])
+@pytest.mark.parametrize("form", ["hybrid", "shared", "gradient", "placed"])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_in_half_precision(precision: str, form: str) -> None:
     for name in ("BERT", "Llama", "ViT"):
         check(NETWORKS[name], form, precision=precision)
 
 
-@pytest.mark.parametrize("form", ["hybrid", "shared", "gradient"])
+@pytest.mark.parametrize("form", ["hybrid", "shared", "gradient", "placed"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("name", ["BERT", "DeBERTa-v2", "GPT-2, text", "Llama", "T5"])
 def test_in_activation_checkpoints(name: str, reentrant: bool, form: str) -> None:
@@ -138,7 +139,14 @@ def test_in_activation_checkpoints(name: str, reentrant: bool, form: str) -> Non
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("BERT", "shared"), ("GPT-2, classes", "correlation"), ("Llama, tied", "hybrid"), ("ResNet", "hybrid")],
+    [
+        ("BERT", "shared"),
+        ("GPT-2, classes", "correlation"),
+        ("Llama, tied", "hybrid"),
+        ("ResNet", "hybrid"),
+        ("GPT-2, text", "placed"),
+        ("ConvNeXt", "placed"),
+    ],
 )
 def test_a_resumed_fit_ends_with_the_same_bits(name: str, form: str, tmp_path: Path) -> None:
     network = NETWORKS[name]
@@ -169,7 +177,7 @@ class Called(nn.Module):
         return self.net(**given, **({} if "decoder_input_ids" in given else {"use_cache": False})).logits
 
 
-@pytest.mark.parametrize("form", ["hybrid", "shared"])
+@pytest.mark.parametrize("form", ["hybrid", "shared", "placed"])
 @pytest.mark.parametrize("name", ["BERT", "GPT-2, classes", "T5", "ViT", "ResNet"])
 def test_it_is_exported(name: str, form: str) -> None:
     network = NETWORKS[name]
@@ -187,12 +195,13 @@ def test_it_is_exported(name: str, form: str) -> None:
 FUSIBLE = ["BERT", "DeBERTa-v2", "GPT-2, text", "Llama", "T5", "ViT", "Swin", "ResNet", "ConvNeXt"]
 
 
+@pytest.mark.parametrize("form", ["hybrid", "placed"])
 @pytest.mark.parametrize("name", FUSIBLE)
-def test_it_is_fused(name: str) -> None:
+def test_it_is_fused(name: str, form: str) -> None:
     network = NETWORKS[name]
     model = network.module()
     read = {"exclude": ["*.wo"]} if name == "T5" else {}  # it reads the weight of these
-    fit(model, network, growth(network, "hybrid", **read))
+    fit(model, network, growth(network, form, **read))
     grown = output(model, network)
     torch.testing.assert_close(output(fuse(model), network), grown)
 
