@@ -535,7 +535,7 @@ def test_load_from_checkpoint_of_another_model(grown: Path) -> None:
             r"dendrites\.0\.nodes\.weight must have the shape \(6, 4\)",
         ),
         ("net.0.dendrites.0.weights.0", None, r"incomplete: .*missing \['weights\.0'\]"),
-        ("net.0.dendrites.0.code", torch.tensor([9, 0]), "code must hold integers below 6, got 0 to 9"),
+        ("net.0.dendrites.0.code", torch.tensor([9, 0]), "code must hold integers below 5, got 0 to 9"),
         ("net.7.dendrites.0.links", torch.zeros(0, 6), "the model has no such layer"),
         ("net.1.dendrites.0.links", torch.zeros(0, 6), "a BatchNorm1d cannot have any"),
     ],

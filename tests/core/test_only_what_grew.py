@@ -237,7 +237,7 @@ def counted(state: State) -> State:
     [
         ("layers.0.dendrites.0.nodes.weight", torch.zeros(4, 5), r"'layers.0': .*\(4, 4\), got \(4, 5\)"),
         ("layers.7.dendrites.0.links", torch.zeros(0, 4), "'layers.7': .*the model has no such layer"),
-        ("layers.0.dendrites.0.code", torch.tensor([9, 0]), "'layers.0': .*code must hold integers below 6"),
+        ("layers.0.dendrites.0.code", torch.tensor([9, 0]), "'layers.0': .*code must hold integers below 5"),
         ("layers.0.dendrites.0.code", torch.tensor([0.0, 0.0]), "'layers.0': .*code must hold integers, got"),
         ("layers.0.dendrites.0.links", torch.zeros(0, 4, dtype=torch.int8), "'layers.0': .*be floating point"),
         (

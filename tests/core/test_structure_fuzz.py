@@ -503,7 +503,7 @@ def test_a_key_that_is_no_text_is_refused(key: Any, load: Callable[[nn.Module, S
         ("2.neurons", torch.tensor([0, 3]), "neurons must hold integers below 3, got 0 to 3"),
         ("2.neurons", torch.tensor([0]), r"must have the shape \(1,"),
         ("2.neurons", torch.tensor([0.0, 1.0]), "neurons must hold integers"),
-        ("1.code", torch.tensor([0, 7]), "code must hold integers below 6|code must end with 0 or 1"),
+        ("1.code", torch.tensor([0, 7]), "code must hold integers below 5|code must end with 0 or 1"),
         ("9.code", torch.tensor([0, 0]), "incomplete: there are the stacks"),
         ("01.code", torch.tensor([0, 0]), "incomplete: there are the stacks"),
     ],

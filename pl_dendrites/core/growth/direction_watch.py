@@ -79,13 +79,13 @@ class DirectionWatch(Watch):
         return self._rows(self._nodes.get_parameter("weight")).detach()
 
     def _rows(self, weight: Tensor) -> Tensor:
-        # A transposed convolution has inputs first.
-        return weight.transpose(0, 1) if isinstance(self._nodes, nn.modules.conv._ConvTransposeNd) else weight
+        inputs_first = isinstance(self._nodes, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        return weight.transpose(0, 1) if inputs_first else weight
 
     @torch.no_grad()
     def look_closer(self) -> None:
         """From now on look at the space that what was seen so far spans; ``sums`` are those of all processes."""
-        basis = torch.linalg.qr(self.sums["image"].flatten(1).T.double()).Q.T
+        basis = torch.linalg.qr(_precise(self.sums["image"]).flatten(1).T).Q.T
         square, entries = self.sums["size"].tolist()
         deviation = math.sqrt(square / entries) if square > 0 else 1.0
         self.along.copy_(basis.view(self.along.shape) / deviation)
@@ -103,7 +103,7 @@ class DirectionWatch(Watch):
         Args:
             count: how many, at most as many as were looked along.
         """
-        vectors = torch.linalg.eigh(self.sums["square"].double()).eigenvectors.flip(1)[:, :count].to(self._dtype)
+        vectors = torch.linalg.eigh(_precise(self.sums["square"])).eigenvectors.flip(1)[:, :count].to(self.along)
         directions = (vectors.T @ self.along.flatten(1)).view(-1, *self.along.shape[1:])
         return Found(directions, float((self.sums["slope"] @ vectors).square().sum()))
 
@@ -116,9 +116,9 @@ class DirectionWatch(Watch):
     def features(self, inputs: Inputs, out: Tensor) -> Tensor:
         """See :meth:`Watch.features`."""
         x = below_transforms(self._kind.input_of(inputs, live=False))
-        return self._seen(x, out) if self.closer else x
+        return self._look(x, out) if self.closer else x
 
-    def _seen(self, x: Tensor, out: Tensor) -> Tensor:
+    def _look(self, x: Tensor, out: Tensor) -> Tensor:
         # Autocast would go on with directions that it cast before they changed.
         with torch.autocast(x.device.type, enabled=False):
             return run_like(self._nodes, x.to(self._dtype), out)
@@ -141,7 +141,7 @@ class DirectionWatch(Watch):
     @torch.enable_grad()
     def _image(self, x: Tensor, weight: Tensor) -> Tensor:
         directions = self._nodes.get_parameter("weight")
-        seen = self._seen(x, weight)
+        seen = self._look(x, weight)
         (image,) = torch.autograd.grad(seen, directions, seen.detach() * weight)
         return self._rows(image)
 
@@ -165,6 +165,11 @@ class DirectionWatch(Watch):
                 raise ValueError(f"{name!r} of what was seen is to be of the shape {tuple(own.shape)}")
             own.copy_(state[name])
         self._backward = int(state["seen"])
+
+
+def _precise(values: Tensor) -> Tensor:
+    # Not every accelerator has numbers of 64 bits.
+    return values.to("cpu", torch.float64)
 
 
 def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
