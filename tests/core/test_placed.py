@@ -318,18 +318,27 @@ def test_a_saved_look_of_another_network_is_refused(change: str, refusal: str) -
     assert not network._watches
 
 
-def test_two_processes_place_what_one_does() -> None:
+@pytest.mark.parametrize("resumed", [False, True])
+def test_two_processes_place_what_one_does(resumed: bool) -> None:
     # The processes are threads: they share the generator that draws a model's weights.
     drawn = dense().requires_grad_(False)
 
     def run(processes: Processes) -> dict[str, Tensor]:
-        model = copy.deepcopy(drawn)
-        network = PlacedNetwork(model, "frozen", processes=processes)
-        network.set_next(max_parameters=300)
-        half = slice(processes.rank, None, processes.count)
-        look(network, 1, half)
+        def begin(state: Any = None) -> PlacedNetwork:
+            network = PlacedNetwork(copy.deepcopy(drawn), "frozen", processes=processes)
+            network.set_next(max_parameters=300)
+            network.start_candidates(generator=torch.Generator().manual_seed(3), state=state)
+            return network
+
+        network, half = begin(), slice(processes.rank, None, processes.count)
+        for last in (False, True):
+            see(network, 4, half)
+            if resumed and not last:
+                network = begin(network.candidate_state(together=True))
+                see(network, 2, half)
+            network.correlation_rose(0.0)
         network.integrate()
-        return model.state_dict()
+        return network.model.state_dict()
 
     (alone,), (first, second) = in_processes(1, run), in_processes(2, run)
     for name, value in alone.items():
