@@ -18,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from pl_dendrites import load_from_checkpoint
 from pl_dendrites.core import Form, attach, attach_shared
+from pl_dendrites.core.growth.placed_block import PlacedForm
 from pl_dendrites.core.growth.sharded import scatter_weights
 from pl_dendrites.core.growth.shared_block import SharedForm
 from tests import sharded
@@ -178,6 +179,13 @@ class GrownShared(Linears):
         super().configure_model()
 
 
+class GrownPlaced(Linears):
+    def configure_model(self) -> None:
+        attach(self)
+        self.net[0].dendrites.add(self.net[0], PlacedForm(units=1, directions=2, neurons=self.net[0].out_features))
+        super().configure_model()
+
+
 class Casting(Net):
     def configure_model(self) -> None:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
@@ -212,12 +220,14 @@ def test_layers_that_cannot_grow(model: type[Net], says: str, alone: dict[str, A
         L.Trainer(callbacks=[quick()], **alone).fit(model(), *loaders())
 
 
-def test_dendrites_cannot_be_placed(alone: dict[str, Any]) -> None:
-    dendrites = quick(targets=["net.0"], max_parameters=100)
+@pytest.mark.parametrize(
+    ("model", "settings"), [(Linears, {"targets": ["net.0"], "max_parameters": 100}), (GrownPlaced, {})]
+)
+def test_dendrites_cannot_be_placed(model: type[Net], settings: dict[str, Any], alone: dict[str, Any]) -> None:
     with pytest.raises(
         MisconfigurationException, match=r"cannot be placed in a sharded model.*leave `max_parameters` out"
     ):
-        L.Trainer(callbacks=[dendrites], **alone).fit(Linears(), *loaders())
+        L.Trainer(callbacks=[quick(**settings)], **alone).fit(model(), *loaders())
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,27 @@ def test_what_is_looked_at_is_smaller_than_the_layers() -> None:
     assert max(sizes) < 0.5 * sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_a_batch_whose_loss_is_not_finite_leaves_no_trace() -> None:
+    """As the first ones in half precision, whose gradients a GradScaler finds too large."""
+    networks = [PlacedNetwork(dense().requires_grad_(False), "frozen") for _ in range(2)]
+    for network, broken in zip(networks, (False, True), strict=True):
+        network.set_next(max_parameters=300)
+        network.start_candidates(generator=torch.Generator().manual_seed(3))
+        for _ in range(2):
+            see(network)
+            if broken:
+                network.listen(True)
+                (F.cross_entropy(network.model(X), Y) * torch.inf).backward()
+                network.listen(False)
+            network.correlation_rose(0.0)
+        network.integrate()
+    for own, other in zip(*(blocks(network).values() for network in networks), strict=True):
+        assert own.form == other.form
+        assert bool(other.kernels.isfinite().all())
+        # The size of inputs is that of all batches, and here these are the same.
+        torch.testing.assert_close(other.kernels, own.kernels)
+
+
 def test_an_epoch_of_many_batches_has_both_looks() -> None:
     network = PlacedNetwork(dense().requires_grad_(False), "frozen")
     network.set_next(max_parameters=300)

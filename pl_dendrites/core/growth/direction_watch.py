@@ -125,7 +125,7 @@ class DirectionWatch(Watch):
 
     @torch.no_grad()
     def take(self, x: Tensor, error: Tensor) -> None:
-        """See :meth:`Watch.take`. Of an error that is not finite nothing is taken."""
+        """See :meth:`Watch.take`. Where a batch's sums are not finite, nothing of it is taken."""
         self._backward += 1
         dim, x, error = self._kind.dim, x.to(self._dtype), error.to(self._dtype)
         weight = error.square().sum(dim, keepdim=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,25 +28,10 @@ class PlacedForm:
     neurons: int
 
     count: ClassVar[int] = 0  # of private dendrites per neuron
-    live: ClassVar[bool] = False
 
     def make(self, layer: nn.Module, kind: LayerKind, below: int) -> PlacedBlock:
         """A block of this form, see :class:`PlacedBlock`; how many private dendrites there are is nothing to it."""
         return PlacedBlock(layer, kind, self)
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> PlacedForm:
-        """The form of a block whose entries are these.
-
-        Args:
-            values: of a state_dict, each by its part, checked already.
-
-        Example:
-            >>> PlacedForm.of({"weight": torch.zeros(2, 32), "out": torch.zeros(2, 10)})
-            PlacedForm(units=2, directions=32, neurons=10)
-        """
-        units, directions = values["weight"].shape
-        return cls(units, directions, values["out"].shape[1])
 
     @property
     def parameters(self) -> int:
@@ -83,6 +67,8 @@ class PlacedBlock(nn.Module):
         ValueError: if the layer is of another type, or has groups.
     """
 
+    live: ClassVar[bool] = False  # no gradient flows through it into its input
+
     def __init__(self, layer: nn.Module, kind: LayerKind, form: PlacedForm) -> None:
         super().__init__()
         if not (isinstance(kind, LinearConv) and kind.choosable):
@@ -94,8 +80,6 @@ class PlacedBlock(nn.Module):
         self.nodes = nodes.requires_grad_(False)
         self.weight = nn.Parameter(torch.empty(form.units, form.directions, **place))
         self.out = nn.Parameter(torch.zeros(form.units, form.neurons, **place))
-
-    live: ClassVar[bool] = False
 
     def can_take(self, form: object, below: int) -> bool:
         """Whether it is of a form; see :meth:`Block.can_take <pl_dendrites.core.growth.block.Block.can_take>`."""

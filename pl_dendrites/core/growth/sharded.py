@@ -19,9 +19,8 @@ from pl_dendrites.core.activations import ACTIVATIONS
 from pl_dendrites.core.growth.block import Form
 from pl_dendrites.core.growth.dendrites import AnyForm
 from pl_dendrites.core.growth.hooks import attached_layers, dendrites_of
-from pl_dendrites.core.growth.placed_block import PlacedForm
 from pl_dendrites.core.growth.shared_block import SharedForm
-from pl_dendrites.core.keys import count_in, entries_by_layer, is_placed, is_shared
+from pl_dendrites.core.keys import count_in, entries_by_layer, is_shared
 from pl_dendrites.core.kinds import weight_of
 from pl_dendrites.core.tensors import local
 
@@ -132,10 +131,8 @@ def scatter_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
             value.copy_(given)
 
 
-def _form_of(values: Mapping[str, Any]) -> AnyForm:
+def _form_of(values: Mapping[str, Any]) -> Form | SharedForm:
     # Not by shapes of what is learned, which only the first process has.
     if is_shared(values):
         return SharedForm.of(values)
-    if is_placed(values):
-        return PlacedForm.of(values)
     return Form(count_in(values), list(ACTIVATIONS)[int(values["code"][0])])
